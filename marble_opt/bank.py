@@ -1,0 +1,105 @@
+"""The gradient bank: one gradient per reward, accumulated over the micro-steps of an optimizer step."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .gram import gram_of_blocks
+
+
+class GradientBank:
+    """K gradients, kept as one block [K, *shape] per parameter.
+
+    Parameters are held only between the first gradient of a step and ``clear``, so a parameter that is
+    swapped between steps (FSDP2 does so) is never remembered. Gradients in half precision are accumulated in fp32.
+
+    Args:
+        size: the number K of rewards.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.blocks: dict[Tensor, Tensor] = {}
+        self.offered = [False] * size
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @torch.no_grad()
+    def add(self, reward: int, parameters: Sequence[Tensor], gradients: Iterable[Tensor | None]) -> None:
+        """Add a gradient (``None`` for a parameter that it does not reach) to row ``reward``."""
+        self.offered[reward] = True
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is None:
+                continue
+            if gradient.is_sparse:
+                raise ValueError(
+                    f"a parameter of shape {list(parameter.shape)} has a sparse gradient: use Embedding(sparse=False)"
+                )
+            self._block(parameter)[reward] += gradient
+
+    def _block(self, parameter: Tensor) -> Tensor:
+        if parameter not in self.blocks:
+            dtype = torch.promote_types(parameter.dtype, torch.float32)
+            self.blocks[parameter] = torch.zeros(
+                self.size, *parameter.shape, dtype=dtype, device=parameter.device
+            )
+        return self.blocks[parameter]
+
+    def complete(self, parameters: Iterable[Tensor]) -> None:
+        """Give every parameter a block, so that all ranks reduce the same shapes."""
+        for parameter in parameters:
+            self._block(parameter)
+
+    def gram(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Gram matrix [K + 1, K + 1] of the rows and, last, of what ``.grad`` holds."""
+        blocks = []
+        for parameter in parameters:
+            block, grad = self.blocks.get(parameter), parameter.grad
+            if block is None and grad is None:
+                continue
+            if block is None:
+                block = parameter.new_zeros(self.size, *parameter.shape)
+            last = torch.zeros_like(block[0]) if grad is None else grad.to(block.dtype)
+            blocks.append(torch.cat([block, last.unsqueeze(0)]))
+        if not blocks:
+            return torch.zeros(self.size + 1, self.size + 1, device=parameters[0].device)
+        return gram_of_blocks(blocks)
+
+    def products(self, vectors: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """Inner products [K] of every row with a vector given as (parameter, tensor) pairs."""
+        total = torch.zeros(self.size, dtype=torch.float64)
+        for parameter, vector in vectors:
+            if parameter in self.blocks:
+                block = self.blocks[parameter]
+                product = block.flatten(1) @ vector.flatten().to(block.dtype)
+                total = total.to(product.device) + product
+        return total
+
+    @torch.no_grad()
+    def combined(self, coefficients: Tensor, rows: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(parameter, Σ_k c_k g_k) over the given rows only: 0 · NaN of a row left out is NaN."""
+        index = torch.tensor(rows, device=coefficients.device)
+        for parameter, block in self.blocks.items():
+            used = block if len(rows) == self.size else block[index.to(block.device)]
+            weights = coefficients[index].to(device=block.device, dtype=block.dtype)
+            yield parameter, torch.tensordot(weights, used, dims=1)
+
+    def clear(self) -> None:
+        """Forget all gradients."""
+        self.blocks = {}
+        self.offered = [False] * self.size
+
+
+@torch.no_grad()
+def add_to_grad(parameters: Sequence[Tensor], gradients: Iterable[Tensor | None]) -> None:
+    """Accumulate into ``.grad`` as autograd does: the first gradient is stored, later ones are added."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            continue
+        gradient = gradient.to(parameter.dtype)
+        if parameter.grad is None:
+            parameter.grad = gradient
+        else:
+            parameter.grad += gradient

@@ -1,0 +1,338 @@
+"""Marble: an optimizer that balances one gradient per reward and hands the result to a base optimizer."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .balance import BalanceRule, Weighting
+from .bank import GradientBank, add_to_grad
+from .distributed import REDUCTIONS, reduce_step, world_size
+from .refresh import refresh
+from .routes import Losses, check_loss, combine_losses, loop, scalar_losses, total
+from .separable import SeparableLoss
+from .state import MarbleState
+from .telemetry import Balance
+from .wrapper import OptimizerWrapper
+
+
+class Marble(OptimizerWrapper):
+    """Wraps a torch optimizer so that K rewards are balanced in gradient space (MARBLE, arXiv 2605.06507).
+
+    The gradients g_k of the rewards are accumulated apart. On a refresh the min-norm point α of the convex hull of
+    the unit gradients is solved for, and d = Σ c_k g_k with c_k = n̄ α_k / |g_k| (n̄: the mean norm) is added to
+    ``.grad``, beside the gradients of shared terms; then the base optimizer steps.
+
+        opt = marble_opt.Marble(torch.optim.AdamW(params, lr=3e-4), rewards=["ocr", "geneval"])
+        opt.backward({"ocr": loss_ocr, "geneval": loss_geneval}, shared=kl)
+        opt.step()
+        opt.zero_grad()
+
+    ``param_groups``, ``state`` and ``defaults`` are those of the base optimizer. ``step()`` with nothing collected is
+    the base optimizer's own step on what ``.grad`` holds. A reward whose accumulated gradient is absent, zero or
+    not finite leaves the simplex for that step and is counted; if all do, or the result is not finite, no step is
+    taken: that is counted and warned about.
+
+    Args:
+        optimizer: any ``torch.optim.Optimizer``.
+        rewards: names of the K rewards.
+        refresh_every: solve on every N-th step (one backward per reward) and reuse the coefficients in between,
+            where one backward of Σ c_k loss_k is enough.
+        ema: ρ of the weights' moving average ρ α_old + (1 − ρ) α_new; 0 is the exact min-norm step.
+        normalize: solve on unit gradients. Off, the smallest gradient dominates.
+        weights: prior per reward (or group): progress in proportion to it; 0 switches a reward off.
+        floor: smallest α of an active reward; above 0 the update may oppose a reward.
+        groups: name → rewards that are balanced as one row, the mean of their gradients.
+        balancer: ``None`` (min-norm), ``"equal"``, ``"observe"``, fixed weights by name, or a callable of the
+            Gram matrix; see :class:`marble_opt.balance.BalanceRule`.
+        process_group: ranks that share gradients; default: the default group once torch.distributed is initialised.
+        reduction: ``"mean"`` over ranks, as DDP does, or ``"sum"``, for losses whose normalisers count all ranks.
+        max_grad_norm: clip the combined gradient to this norm.
+        track_step: also report each reward's cosine with the step that the base optimizer really took; keeps
+            a copy of the parameters during the step.
+
+    Raises:
+        TypeError: ``optimizer`` is not an optimizer.
+        ValueError: an option out of range, with what to do.
+    """
+
+    _state_key = "marble"
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        rewards: Sequence[str],
+        *,
+        refresh_every: int = 1,
+        ema: float = 0.0,
+        normalize: bool = True,
+        weights: Mapping[str, float] | None = None,
+        floor: float = 0.0,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        balancer: Weighting | Mapping[str, float] | str | None = None,
+        process_group: "torch.distributed.ProcessGroup | None" = None,
+        reduction: str = "mean",
+        max_grad_norm: float | None = None,
+        track_step: bool = False,
+    ) -> None:
+        super().__init__(optimizer)
+        if refresh_every < 1 or int(refresh_every) != refresh_every:
+            raise ValueError(f"refresh_every must be a whole number >= 1, got {refresh_every}")
+        if not 0 <= ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {ema}: 0 means no smoothing")
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be positive or None, got {max_grad_norm}")
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+        self._rule = BalanceRule(
+            rewards, normalize=normalize, weights=weights, floor=floor, groups=groups, balancer=balancer
+        )
+        self.refresh_every, self.ema = refresh_every, ema
+        self.process_group, self.reduction = process_group, reduction
+        self.max_grad_norm, self.track_step = max_grad_norm, track_step
+        self.report: Balance | None = None
+        self._memory = MarbleState.new(self._rule.rewards, self._rule.slots)
+        self._bank = GradientBank(len(self._rule.rewards))
+        self._warned = False
+        self._collected = self._balanced = self._dropped = False
+        self._scaler: torch.amp.GradScaler | None = None
+
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """Names of the rewards, in the order of all [K] tensors."""
+        return self._rule.rewards
+
+    @property
+    def refreshing(self) -> bool:
+        """Whether this step solves for new coefficients."""
+        return self._memory.since_refresh < 0 or self._memory.since_refresh + 1 >= self.refresh_every
+
+    def backward(
+        self,
+        losses: Losses,
+        shared: Tensor | None = None,
+        retain_graph: bool = False,
+        scaler: "torch.amp.GradScaler | None" = None,
+    ) -> None:
+        """Accumulate the gradients of one micro-step.
+
+        Args:
+            losses: a mapping reward → scalar loss (``None``: the reward does not apply to this batch), a tensor
+                [K], or a :class:`SeparableLoss`.
+            shared: a scalar loss that no reward owns, such as a KL term: it stays outside the QP and enters
+                ``.grad`` as it is.
+            retain_graph: keep the graph for another backward.
+            scaler: a ``GradScaler``; call :meth:`balance` before ``scaler.unscale_`` or ``scaler.step``. A reward
+                that overflows sits out; if all do, the overflow is left in ``.grad`` for the scaler to see.
+
+        Raises:
+            ValueError: names, shapes or graphs that do not fit.
+            RuntimeError: called between ``balance()`` and the end of the step.
+        """
+        scalars = scalar_losses(losses, self.rewards)
+        terms = [losses.shared() if isinstance(losses, SeparableLoss) else None, shared]
+        for term in terms:
+            if term is not None:
+                check_loss("the shared term", term)
+        self._begin()
+        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        parameters = self._parameters()
+        if self.refreshing:
+            common = self._scaled(total(terms))
+            loop(
+                [self._scaled(loss) for loss in scalars],
+                parameters,
+                retain_graph or common is not None,
+                lambda index, gradients: self._bank.add(index, parameters, gradients),
+            )
+        else:
+            if not self._rule.observing:
+                terms.append(combine_losses(losses, scalars, self._memory.coefficients))
+            common = self._scaled(total(terms))
+        if common is not None:
+            gradients = torch.autograd.grad(common, parameters, retain_graph=retain_graph, allow_unused=True)
+            add_to_grad(parameters, gradients)
+
+    @contextmanager
+    def collect(self, reward: str) -> Iterator[None]:
+        """What lands in ``.grad`` inside the block becomes the gradient of ``reward``.
+
+        For loops that call their own backward, such as ``accelerator.backward(loss)``. ``.grad`` itself is as before
+        afterwards. Raises ``ValueError`` for an unknown reward and for a block without a backward.
+        """
+        if reward not in self.rewards:
+            raise ValueError(f"collect of the unknown reward {reward!r}: known are {list(self.rewards)}")
+        self._begin()
+        index, parameters = self.rewards.index(reward), self._parameters()
+        outside = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        try:
+            yield
+            gradients = [parameter.grad for parameter in parameters]
+        finally:
+            for parameter, gradient in zip(parameters, outside, strict=True):
+                parameter.grad = gradient
+        if all(gradient is None for gradient in gradients):
+            raise ValueError(f"no gradient reached the parameters in collect({reward!r}): call backward in the block")
+        if self.refreshing:
+            self._bank.add(index, parameters, gradients)
+        elif all(bool(torch.isfinite(gradient).all()) for gradient in gradients if gradient is not None):
+            factor = self._memory.coefficients[index]
+            add_to_grad(parameters, [None if g is None else g * factor.to(g) for g in gradients])
+
+    @torch.no_grad()
+    def balance(self) -> Balance | None:
+        """Reduce over ranks, solve, add the combined gradient to ``.grad`` and clip it; returns the report.
+
+        ``step()`` does this when the caller has not. Call it yourself before ``clip_grad_norm_`` or
+        ``scaler.unscale_``. A second call in a step, or one with nothing collected, changes nothing.
+        """
+        if self._balanced or not self._collected:
+            return self.report
+        parameters = self._parameters()
+        if world_size(self.process_group) > 1:
+            reduce_step(self._bank, parameters, self.process_group, self.reduction)
+        if self.refreshing:
+            self._refresh(parameters)
+        else:
+            self._reuse(parameters)
+        if self.max_grad_norm is not None and not self._dropped:
+            scale = 1.0 if self._scaler is None else self._scaler.get_scale()
+            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm * scale)
+        self._balanced = True
+        return self.report
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Balance if that has not been done, then let the base optimizer step.
+
+        ``closure`` re-evaluates the model, calls :meth:`backward` and returns the loss; a base optimizer that
+        evaluates it repeatedly (LBFGS) finds the balanced gradient each time.
+        """
+        if closure is not None and _needs_closure(self.base):
+            result = self.base.step(lambda: self._balanced_closure(closure))
+            self._finish_step()
+            return result
+        result: Any = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        if self._scaler is not None and not self._balanced:
+            raise RuntimeError("call balance() before scaler.unscale_() or scaler.step(): the bank is still scaled")
+        if not self._collected and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"step() without any backward() or collect() for the rewards {list(self.rewards)}: this is the "
+                "base optimizer's own step on whatever .grad holds",
+                stacklevel=3,
+            )
+        self.balance()
+        if self._dropped:
+            warnings.warn(
+                f"step not taken ({self._memory.dropped_steps} so far): no reward had a usable gradient, or the "
+                "combined gradient is not finite; Marble.report counts them per reward",
+                stacklevel=3,
+            )
+        else:
+            self._base_step()
+        self._finish_step()
+        return result
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear ``.grad`` and everything collected."""
+        self.base.zero_grad(set_to_none)
+        self._start_step()
+
+    def _parameters(self) -> list[Tensor]:
+        found = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        if not found:
+            raise ValueError("the optimizer holds no parameter that requires a gradient")
+        return found
+
+    def _scaled(self, loss: Tensor | None) -> Tensor | None:
+        return loss if loss is None or self._scaler is None else self._scaler.scale(loss)
+
+    def _start_step(self) -> None:
+        self._bank.clear()
+        self._collected = self._balanced = self._dropped = False
+        self._scaler = None
+
+    def _begin(self) -> None:
+        if self._balanced:
+            raise RuntimeError(
+                "backward() or collect() after balance() and before step(): coefficients are solved once, on the "
+                "whole step. Call step() or zero_grad() first"
+            )
+        self._collected = True
+
+    def _refresh(self, parameters: list[Tensor]) -> None:
+        result = refresh(self._bank.gram(parameters), self._bank.offered, self._rule, self._memory, self.ema)
+        self.report, self._memory, self._dropped = result.report, result.memory, not result.usable
+        if self._dropped and self._scaler is not None:
+            # An overflow everywhere is the scaler's to see: it skips the step and lowers its scale.
+            self._add_combined(torch.ones_like(result.report.coefficients), list(range(len(self.rewards))))
+        elif not self._dropped and not self._rule.observing:
+            self._add_combined(result.report.coefficients, result.rows)
+
+    def _add_combined(self, coefficients: Tensor, rows: list[int]) -> None:
+        for parameter, gradient in self._bank.combined(coefficients, rows):
+            add_to_grad([parameter], [gradient])
+
+    def _reuse(self, parameters: list[Tensor]) -> None:
+        norms = [p.grad.norm() for p in parameters if p.grad is not None]
+        self._dropped = not norms or not bool(torch.stack(norms).isfinite().all())
+        dropped = self._memory.dropped_steps + self._dropped
+        self._memory = replace(self._memory, dropped_steps=dropped)
+        if self.report is not None:
+            self.report = replace(
+                self.report,
+                step=self._memory.steps,
+                refreshed=False,
+                dropped=self._dropped,
+                dropped_steps=dropped,
+                step_cosines=None,
+            )
+
+    def _base_step(self) -> None:
+        if not (self.track_step and self._bank and self.report):
+            self.base.step()
+            return
+        before = {parameter: parameter.detach().clone() for parameter in self._bank.blocks}
+        self.base.step()
+        moved = [(parameter, old - parameter.detach()) for parameter, old in before.items()]
+        length = torch.stack([vector.norm() for _, vector in moved]).norm()
+        products = self._bank.products(moved)
+        self.report = replace(self.report, step_cosines=products / (length * self.report.norms))
+
+    def _balanced_closure(self, closure: Callable[[], Any]) -> Any:
+        with torch.enable_grad():
+            result = closure()
+        self.balance()
+        return result
+
+    def _finish_step(self) -> None:
+        if not self._collected:
+            return
+        # Without a usable refresh there are no coefficients to reuse: solve again on the next step.
+        since = -1 if self._dropped else 0 if self.refreshing else self._memory.since_refresh + 1
+        self._memory = replace(self._memory, steps=self._memory.steps + 1, since_refresh=since)
+        self._start_step()
+
+    def _own_state(self) -> dict[str, Any]:
+        return self._memory.state_dict()
+
+    def _load_own_state(self, state: dict[str, Any] | None) -> None:
+        fresh = MarbleState.new(self._rule.rewards, self._rule.slots)
+        self._memory, self.report = fresh if state is None else fresh.load(state), None
+        self._start_step()
+
+
+def _needs_closure(optimizer: Optimizer) -> bool:
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty

@@ -1,0 +1,83 @@
+"""One refresh: from the Gram of the accumulated gradients to coefficients, report and new memory."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .balance import BalanceRule, Solution, smooth
+from .state import MarbleState
+from .telemetry import Balance
+
+
+class Refresh(NamedTuple):
+    """``rows``: the rewards to combine; ``usable``: whether the result may be stepped on."""
+
+    report: Balance
+    memory: MarbleState
+    rows: list[int]
+    usable: bool
+
+
+def refresh(full: Tensor, offered: list[bool], rule: BalanceRule, memory: MarbleState, ema: float) -> Refresh:
+    """Solve for the coefficients of one step.
+
+    A reward is active if it was offered and its gradient is finite and not zero. This is where the device is
+    waited for: K + 2 flags are read.
+
+    Args:
+        full: Gram [K + 1, K + 1], the last row being the shared gradient.
+        offered: which rewards had a loss in this step.
+        rule: the settings.
+        memory: the state before this step.
+        ema: ρ of the weights' moving average.
+    """
+    size = len(rule.rewards)
+    memory, full = memory.to(full.device), full.to(memory.alpha.dtype)
+    energy = full.diagonal()[:size]
+    was_offered = torch.tensor(offered, device=full.device)
+    finite = torch.isfinite(energy)
+    active = was_offered & finite & (energy > 0)
+    solution = rule.solve(full[:size, :size], active)
+    stored, seen = smooth(memory.alpha, memory.seen, solution.alpha, solution.active, ema)
+    alpha = _applied(stored, solution, rule)
+    coefficients = rule.coefficients(alpha, solution)
+    summary = torch.stack([solution.active.any() | rule.observing, torch.isfinite(full[-1, -1])])
+    *flags, some, shared_finite = torch.cat([active, summary]).tolist()
+    usable = some and shared_finite
+    new = replace(
+        memory,
+        alpha=stored,
+        seen=seen,
+        coefficients=torch.where(active, coefficients, memory.coefficients),
+        skipped=memory.skipped + (~active).to(torch.int64),
+        nonfinite=memory.nonfinite + (was_offered & ~finite).to(torch.int64),
+        dropped_steps=memory.dropped_steps + (not usable),
+    )
+    report = Balance(
+        rewards=rule.rewards,
+        slots=rule.slots,
+        step=memory.steps,
+        refreshed=True,
+        dropped=not usable,
+        alpha=alpha,
+        alpha_new=solution.alpha,
+        coefficients=coefficients,
+        gram=full,
+        active=active,
+        gap=solution.gap,
+        skipped=new.skipped,
+        nonfinite=new.nonfinite,
+        dropped_steps=new.dropped_steps,
+    )
+    return Refresh(report, new, [index for index, on in enumerate(flags) if on], usable)
+
+
+def _applied(stored: Tensor, solution: Solution, rule: BalanceRule) -> Tensor:
+    """The smoothed weights of the active slots, which share what absent ones keep."""
+    alpha = torch.where(solution.active, stored, 0.0)
+    if not rule.on_simplex:
+        return alpha
+    total = alpha.sum()
+    return alpha / torch.where(total > 0, total, 1.0)

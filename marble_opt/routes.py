@@ -1,0 +1,88 @@
+"""How losses become gradients: K backwards into the bank, or one backward of their combination."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .separable import SeparableLoss
+
+Losses = Mapping[str, Tensor | None] | Tensor | SeparableLoss
+Gradients = Sequence[Tensor | None]
+
+
+def scalar_losses(losses: Losses, rewards: Sequence[str]) -> list[Tensor | None]:
+    """Check ``losses`` and list them in the order of ``rewards``; ``None``: does not apply to this batch."""
+    if isinstance(losses, SeparableLoss):
+        if losses.num_rewards != len(rewards):
+            raise ValueError(
+                f"the loss has {losses.num_rewards} rewards (weights {list(losses.weights.shape)}), "
+                f"the optimizer has {len(rewards)}: {list(rewards)}"
+            )
+        applies = (losses.weights != 0).flatten(2).any(-1).any(0).tolist()
+        return [loss if used else None for loss, used in zip(losses.losses(), applies, strict=True)]
+    if isinstance(losses, Tensor):
+        if losses.shape != (len(rewards),):
+            raise ValueError(f"losses has shape {list(losses.shape)}, needs [{len(rewards)}] for {list(rewards)}")
+        _check_graph("losses", losses)
+        return list(losses)
+    if not isinstance(losses, Mapping):
+        raise ValueError(f"losses must be a mapping, a tensor [K] or a SeparableLoss, got {type(losses).__name__}")
+    unknown, missing = set(losses) - set(rewards), set(rewards) - set(losses)
+    if unknown:
+        raise ValueError(f"losses names the unknown rewards {sorted(unknown)}: known are {list(rewards)}")
+    if missing:
+        raise ValueError(f"losses misses {sorted(missing)}: pass None for a reward that does not apply to this batch")
+    for name, loss in losses.items():
+        if loss is not None:
+            check_loss(f"the loss of reward {name!r}", loss)
+    return [losses[name] for name in rewards]
+
+
+def check_loss(what: str, loss: Tensor) -> None:
+    """Raise ``ValueError`` unless ``loss`` is a scalar tensor with a graph."""
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        shape = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"{what} must be a scalar tensor, got {shape}: reduce it, for example with .mean()")
+    _check_graph(what, loss)
+
+
+def _check_graph(what: str, loss: Tensor) -> None:
+    if not loss.requires_grad:
+        raise ValueError(f"{what} has no graph: compute it from trainable parameters with gradients enabled")
+
+
+def loop(
+    losses: Sequence[Tensor | None],
+    parameters: Sequence[Tensor],
+    retain_graph: bool,
+    store: Callable[[int, Gradients], None],
+) -> None:
+    """One backward per loss, ``store(k, gradients)`` after each: the exact and slow route.
+
+    The gradients are taken with ``torch.autograd.grad``, so that they stay local to the rank: hooks
+    on ``.grad``, DDP's reduction among them, do not fire.
+    """
+    present = [(index, loss) for index, loss in enumerate(losses) if loss is not None]
+    for position, (index, loss) in enumerate(present):
+        keep = retain_graph or position + 1 < len(present)
+        store(index, torch.autograd.grad(loss, parameters, retain_graph=keep, allow_unused=True))
+
+
+def total(terms: Sequence[Tensor | None]) -> Tensor | None:
+    """The sum of the terms that are there, or ``None``."""
+    present = [term for term in terms if term is not None]
+    return torch.stack(present).sum() if present else None
+
+
+def combine_losses(losses: Losses, scalars: Sequence[Tensor | None], coefficients: Tensor) -> Tensor | None:
+    """Σ c_k loss_k as one scalar; ``None`` if no reward applies. A loss that is not finite is left out."""
+    if isinstance(losses, SeparableLoss):
+        return losses.combined(coefficients)
+    present = [(index, loss) for index, loss in enumerate(scalars) if loss is not None]
+    if not present:
+        return None
+    finite = torch.isfinite(torch.stack([loss.detach() for _, loss in present])).tolist()
+    return total(
+        [coefficients[index].to(loss) * loss for (index, loss), keep in zip(present, finite, strict=True) if keep]
+    )

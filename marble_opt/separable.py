@@ -1,0 +1,73 @@
+"""Losses that share their terms between rewards."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class SeparableLoss:
+    """K losses that are weighted sums of the same per-sample terms:
+
+        loss_k = Σ_m Σ_i weights[m, k, i] · terms[m, i]        m = 1..M, i = 1..B
+
+    Because the losses differ in constants only, any combination Σ c_k loss_k costs one backward
+    (:meth:`combined`), and M passes are enough for all K gradients.
+
+    Args:
+        prediction: the model's output [B, ...] that the terms are computed from.
+        terms: [M, B], differentiable functions of ``prediction``, each of its own sample.
+        weights: [M, K, B], constants (they are detached). A reward that does not apply to a sample
+            has weight 0 there; one whose weights are all 0 does not apply to the batch.
+        shared: a scalar loss that no reward owns, or a function without arguments that computes it when
+            it is wanted.
+
+    Raises:
+        ValueError: shapes that disagree, terms without a graph, weights that are not finite.
+    """
+
+    def __init__(
+        self,
+        prediction: Tensor,
+        terms: Tensor,
+        weights: Tensor,
+        shared: Tensor | Callable[[], Tensor] | None = None,
+    ) -> None:
+        if terms.dim() != 2 or weights.dim() != 3 or prediction.dim() < 1:
+            raise ValueError(
+                f"need prediction [B, ...], terms [M, B] and weights [M, K, B], got {list(prediction.shape)}, "
+                f"{list(terms.shape)} and {list(weights.shape)}"
+            )
+        batch = prediction.shape[0]
+        if terms.shape[1] != batch or weights.shape[2] != batch or weights.shape[0] != terms.shape[0]:
+            raise ValueError(
+                f"prediction {list(prediction.shape)}, terms {list(terms.shape)} and weights {list(weights.shape)} "
+                "disagree on the M terms or the B samples"
+            )
+        if not terms.requires_grad:
+            raise ValueError("terms have no graph: compute them from the model's prediction with gradients enabled")
+        weights = weights.detach()
+        if weights.device.type == "cpu" and not torch.isfinite(weights).all():
+            raise ValueError("weights hold NaN or inf: give samples to which a reward does not apply the weight 0")
+        self.prediction = prediction
+        self.terms = terms
+        self.weights = weights
+        self._shared = shared
+
+    @property
+    def num_rewards(self) -> int:
+        """The number K of rewards."""
+        return self.weights.shape[1]
+
+    def losses(self) -> Tensor:
+        """All K losses, [K]."""
+        return (self.weights * self.terms.unsqueeze(1)).sum(dim=(0, 2))
+
+    def combined(self, coefficients: Tensor) -> Tensor:
+        """Σ_k c_k loss_k as one scalar, for coefficients [K]."""
+        mixed = torch.einsum("k,mkb->mb", coefficients.to(self.weights), self.weights)
+        return (mixed * self.terms).sum()
+
+    def shared(self) -> Tensor | None:
+        """The scalar loss that no reward owns, or ``None``."""
+        return self._shared() if callable(self._shared) else self._shared

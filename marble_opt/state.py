@@ -1,0 +1,77 @@
+"""What Marble remembers between steps, apart from the base optimizer's state."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_NAMES = ("rewards", "slots")
+
+
+@dataclass
+class MarbleState:
+    """Smoothed weights [S] and their ``seen`` flags, last coefficients [K], counters.
+
+    ``steps`` counts calls of ``step`` that had something collected, ``since_refresh`` those since the last
+    solve (-1: solve now). Everything is saved by ``Marble.state_dict``.
+    """
+
+    rewards: tuple[str, ...]
+    slots: tuple[str, ...]
+    alpha: Tensor
+    seen: Tensor
+    coefficients: Tensor
+    skipped: Tensor
+    nonfinite: Tensor
+    steps: int = 0
+    since_refresh: int = -1
+    dropped_steps: int = 0
+
+    @classmethod
+    def new(cls, rewards: tuple[str, ...], slots: tuple[str, ...]) -> "MarbleState":
+        """The state before the first step."""
+        return cls(
+            rewards=rewards,
+            slots=slots,
+            alpha=torch.zeros(len(slots), dtype=torch.float64),
+            seen=torch.zeros(len(slots), dtype=torch.bool),
+            coefficients=torch.zeros(len(rewards), dtype=torch.float64),
+            skipped=torch.zeros(len(rewards), dtype=torch.int64),
+            nonfinite=torch.zeros(len(rewards), dtype=torch.int64),
+        )
+
+    def to(self, device: torch.device) -> "MarbleState":
+        """The same state with its tensors on ``device``."""
+        return replace(
+            self,
+            alpha=self.alpha.to(device),
+            seen=self.seen.to(device),
+            coefficients=self.coefficients.to(device),
+            skipped=self.skipped.to(device),
+            nonfinite=self.nonfinite.to(device),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain lists, numbers and tensors, so that ``torch.load(weights_only=True)`` reads it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: list(value) if name in _NAMES else value for name, value in values.items()}
+
+    def load(self, saved: dict[str, Any]) -> "MarbleState":
+        """A new state from ``saved``; ``ValueError`` if it belongs to other rewards or misses entries."""
+        missing = {field.name for field in fields(self)} - set(saved)
+        if missing:
+            raise ValueError(f"the saved Marble state misses {sorted(missing)}: it was written by another version")
+        for name in _NAMES:
+            ours, theirs = list(getattr(self, name)), list(saved[name])
+            if ours != theirs:
+                raise ValueError(
+                    f"the saved state belongs to {name} {theirs}, this optimizer has {ours}: "
+                    "construct Marble with the same names in the same order"
+                )
+        values: dict[str, Any] = {
+            field.name: value.clone() if isinstance(value := saved[field.name], Tensor) else value
+            for field in fields(self)
+            if field.name not in _NAMES
+        }
+        return replace(self, **values)
