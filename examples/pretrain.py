@@ -38,9 +38,7 @@ def pretrain(minutes: float, batch_size: int, peak: float, seed: int, compiled: 
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model = TinyModel.new().train()
-    average = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
-    )
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999))
     if compiled:
         model.transformer.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.01, betas=(0.9, 0.99))

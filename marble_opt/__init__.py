@@ -1,8 +1,8 @@
 """Gradient balancing for post-training with several rewards.
 
-    opt = marble_opt.Marble(torch.optim.AdamW(params, lr=3e-4), rewards=["ocr", "geneval"])
-    opt.backward({"ocr": loss_ocr, "geneval": loss_geneval}, shared=kl)
-    opt.step()
+opt = marble_opt.Marble(torch.optim.AdamW(params, lr=3e-4), rewards=["ocr", "geneval"])
+opt.backward({"ocr": loss_ocr, "geneval": loss_geneval}, shared=kl)
+opt.step()
 """
 
 from . import losses

@@ -42,9 +42,7 @@ class GradientBank:
     def _block(self, parameter: Tensor) -> Tensor:
         if parameter not in self.blocks:
             dtype = torch.promote_types(parameter.dtype, torch.float32)
-            self.blocks[parameter] = torch.zeros(
-                self.size, *parameter.shape, dtype=dtype, device=parameter.device
-            )
+            self.blocks[parameter] = torch.zeros(self.size, *parameter.shape, dtype=dtype, device=parameter.device)
         return self.blocks[parameter]
 
     def complete(self, parameters: Iterable[Tensor]) -> None:

@@ -45,14 +45,11 @@ def solve_faces(gram: Tensor, active: Tensor) -> Tensor:
     size = gram.shape[-1]
     if size > MAX_FACES_SIZE:
         raise ValueError(
-            f"method 'faces' visits 2^K - 1 faces and takes K <= {MAX_FACES_SIZE}, got K = {size}: "
-            "use 'interior_point'"
+            f"method 'faces' visits 2^K - 1 faces and takes K <= {MAX_FACES_SIZE}, got K = {size}: use 'interior_point'"
         )
     faces = _faces(size).to(gram.device)
     chunk = max(1, _CHUNK_ELEMENTS // (len(faces) * (size + 1) ** 2))
-    parts = [
-        _best_face(g, a, faces) for g, a in zip(gram.split(chunk), active.split(chunk), strict=True)
-    ]
+    parts = [_best_face(g, a, faces) for g, a in zip(gram.split(chunk), active.split(chunk), strict=True)]
     return torch.cat(parts) if parts else gram.new_zeros(active.shape)
 
 
@@ -78,7 +75,7 @@ def _solve_bordered(gram: Tensor, faces: Tensor) -> Tensor:
     system[..., size, :size] = on
     right = gram.new_zeros(size + 1, 1)
     right[size] = 1
-    solution, _ = torch.linalg.solve_ex(system, right.expand(*system.shape[:2], -1, -1))
+    solution: Tensor = torch.linalg.solve_ex(system, right.expand(*system.shape[:2], -1, -1))[0]
     return solution[..., :size, 0]
 
 

@@ -71,9 +71,7 @@ def solve_min_norm(
     check_floor(floor, size)
     active = torch.ones(gram.shape[:-1], dtype=torch.bool, device=gram.device) if mask is None else mask
     if active.shape != gram.shape[:-1] or active.dtype != torch.bool:
-        raise ValueError(
-            f"mask must be bool of shape {list(gram.shape[:-1])}, got {active.dtype} {list(active.shape)}"
-        )
+        raise ValueError(f"mask must be bool of shape {list(gram.shape[:-1])}, got {active.dtype} {list(active.shape)}")
     pair = active.unsqueeze(-1) & active.unsqueeze(-2)
     work = torch.where(pair, gram, 0).to(_solver_dtype(gram.device))
     if gram.device.type == "cpu":

@@ -216,9 +216,9 @@ class Marble(OptimizerWrapper):
         evaluates it repeatedly (LBFGS) finds the balanced gradient each time.
         """
         if closure is not None and _needs_closure(self.base):
-            result = self.base.step(lambda: self._balanced_closure(closure))
+            final = self.base.step(lambda: self._balanced_closure(closure))
             self._finish_step()
-            return result
+            return final
         result: Any = None
         if closure is not None:
             with torch.enable_grad():

@@ -19,12 +19,104 @@ COUNTS = ("a", "two", "three")
 SKIES = ("sunset", "blue sky", "night sky", "grey sky")
 GROUNDS = ("sea", "hills", "desert", "snow")
 EXTRAS = ("", " with a sun", " with a moon")
-WORDS = (
-    "ACE ACT AID AIR ALE ANT APE ARC ART ASH CAN CAP CAR CAT COD COP COT CUE CUP CUT DEN DIP DOT DUE "
-    "EAR EAT END ERA HAT HEN HID HIP HIT HOP HOT HUT ICE INN ION LAD LAP LED LID LIP LOT NAP NET NIL "
-    "NOD NOR NUT OAR OAT OIL OLD ONE ORE OUR OUT PAD PAN PAR PAT PEN PET PIE PIN PIT POD POT PUT RAN "
-    "RAP RAT RED RIP ROD ROT RUN SAD SAT SEA SET SHE SIT SON SUN TAN TAP TAR TEA TEN TIE TIN TOE TON"
-).split()
+WORDS = [
+    "ACE",
+    "ACT",
+    "AID",
+    "AIR",
+    "ALE",
+    "ANT",
+    "APE",
+    "ARC",
+    "ART",
+    "ASH",
+    "CAN",
+    "CAP",
+    "CAR",
+    "CAT",
+    "COD",
+    "COP",
+    "COT",
+    "CUE",
+    "CUP",
+    "CUT",
+    "DEN",
+    "DIP",
+    "DOT",
+    "DUE",
+    "EAR",
+    "EAT",
+    "END",
+    "ERA",
+    "HAT",
+    "HEN",
+    "HID",
+    "HIP",
+    "HIT",
+    "HOP",
+    "HOT",
+    "HUT",
+    "ICE",
+    "INN",
+    "ION",
+    "LAD",
+    "LAP",
+    "LED",
+    "LID",
+    "LIP",
+    "LOT",
+    "NAP",
+    "NET",
+    "NIL",
+    "NOD",
+    "NOR",
+    "NUT",
+    "OAR",
+    "OAT",
+    "OIL",
+    "OLD",
+    "ONE",
+    "ORE",
+    "OUR",
+    "OUT",
+    "PAD",
+    "PAN",
+    "PAR",
+    "PAT",
+    "PEN",
+    "PET",
+    "PIE",
+    "PIN",
+    "PIT",
+    "POD",
+    "POT",
+    "PUT",
+    "RAN",
+    "RAP",
+    "RAT",
+    "RED",
+    "RIP",
+    "ROD",
+    "ROT",
+    "RUN",
+    "SAD",
+    "SAT",
+    "SEA",
+    "SET",
+    "SHE",
+    "SIT",
+    "SON",
+    "SUN",
+    "TAN",
+    "TAP",
+    "TAR",
+    "TEA",
+    "TEN",
+    "TIE",
+    "TIN",
+    "TOE",
+    "TON",
+]
 
 
 @dataclass(frozen=True)
@@ -76,8 +168,7 @@ def general_caption(sky: str, ground: str, extra: str) -> Caption:
 
 def _all_compositions() -> list[Caption]:
     singles = [
-        composition_caption(Group(count, colour, shape))
-        for count, colour, shape in product((1, 2, 3), COLOURS, SHAPES)
+        composition_caption(Group(count, colour, shape)) for count, colour, shape in product((1, 2, 3), COLOURS, SHAPES)
     ]
     pairs = [
         composition_caption(Group(count, colour, shape), relation, Group(1, other, shape2))

@@ -23,10 +23,7 @@ _ROWS = {
 
 LETTERS = "".join(_ROWS)
 
-GLYPHS = {
-    letter: np.array([[pixel == "#" for pixel in row] for row in rows])
-    for letter, rows in _ROWS.items()
-}
+GLYPHS = {letter: np.array([[pixel == "#" for pixel in row] for row in rows]) for letter, rows in _ROWS.items()}
 
 
 def word_mask(word: str) -> np.ndarray:

@@ -1,0 +1,50 @@
+"""Packaging of marble_opt. Every upper or lower bound has its reason beside it."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+VERSION = next(
+    line.split('"')[1]
+    for line in Path(__file__).with_name("marble_opt").joinpath("__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+setup(
+    name="marble_opt",
+    version=VERSION,
+    description="Gradient balancing for post-training diffusion and flow models with several rewards",
+    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=["marble_opt", "marble_opt.losses"],
+    package_data={"marble_opt": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.6",  # first version with weights_only=True as torch.load's default
+        "numpy",
+    ],
+    extras_require={
+        # Reference solvers. qpth is not listed: 0.0.18 declares numpy<2 but runs on numpy 2, so it is
+        # installed by `pip install --no-deps qpth==0.0.18` (the Makefile does).
+        "solvers": [
+            "cvxpy>=1.5",  # first with Clarabel as its default QP solver
+            "osqp>=1.0",  # the option `polish` became `polishing`
+            "scipy",
+        ],
+        "bench": ["quadprog", "torchjd>=0.8"],  # 0.8: weightings are public
+        "examples": [
+            "diffusers>=0.34",  # SD3Transformer2DModel with adapters as used by examples/train.py
+            "peft>=0.15",  # several adapters on a diffusers model
+            "transformers",
+            "safetensors",
+            "scipy",
+            "matplotlib",
+            "tqdm",
+        ],
+        "tensorboard": ["tensorboard"],
+        "test": ["pytest>=8", "hypothesis", "tensorboard", "build"],
+        "lint": ["ruff>=0.14", "mypy>=1.15"],
+    },
+    classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
+)
