@@ -118,16 +118,16 @@ class JsonLinesSink:
     """One JSON object per step, appended to ``path``; NaN and inf become null."""
 
     def __init__(self, path: str | Path) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a", encoding="utf-8")
+        self._path = Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         finite = {name: value if abs(value) < float("inf") else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **finite}) + "\n")
 
     def close(self) -> None:
-        self._file.close()
+        """Nothing is held open."""
 
 
 class TensorBoardSink:

@@ -80,6 +80,11 @@ class TinyModel(nn.Module):
         width = self.text_encoder.position.shape[1]
         (folder / "text_encoder.json").write_text(json.dumps({"width": width}) + "\n")
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.transformer.device
+
     def velocity(self, x: Tensor, t: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor:
         """Velocity [B, 3, 24, 24] at ``x`` and time ``t`` [B] in [0, 1]."""
         sequence, pooled = embeddings
@@ -98,7 +103,7 @@ class TinyModel(nn.Module):
 
     def timesteps(self, steps: int) -> Tensor:
         """The times t in (0, 1] of a rollout with ``steps`` steps, [steps], from noise to image."""
-        self.scheduler.set_timesteps(steps, device=self.transformer.device)
+        self.scheduler.set_timesteps(steps, device=self.device)
         return self.scheduler.timesteps / 1000
 
     @torch.no_grad()

@@ -1,0 +1,38 @@
+# Two commands do everything on a fresh machine (Python >= 3.10, git, make):
+#   make demo    trains the tiny model with the weighted sum and with Marble, prints a table, draws runs/demo/report.png
+#   make test    runs linters, type checker and all tests
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+OUTPUT ?= runs/demo
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/examples
+	$(BIN)/python examples/train.py --model tiny --balance sum marble --output $(OUTPUT) --resume
+
+test: $(VENV)/test lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/python:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/examples: $(VENV)/python setup.py constraints.txt
+	$(PIP) --editable '.[examples]'
+	touch $@
+
+$(VENV)/test: $(VENV)/examples
+	$(PIP) --editable '.[examples,solvers,bench,test,lint]'
+	$(PIP) --no-deps qpth==0.0.18
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

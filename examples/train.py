@@ -1,0 +1,97 @@
+"""Post-train a text-to-image model with five rewards, balanced or summed.
+
+    python examples/train.py --model tiny --balance sum marble --output runs/demo
+
+Each method runs with the same seeds, prompts and rollout budget. A run that is stopped (Ctrl-C, kill)
+continues with --resume, bit for bit on a CPU.
+"""
+
+import argparse
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from tiny.model import CHECKPOINT, TinyModel
+from tiny.rewards import REWARDS
+from tqdm import tqdm
+from trainer import checkpoint
+from trainer.config import METHODS, Config
+from trainer.evaluation import Evaluation, evaluate
+from trainer.figure import draw
+from trainer.rows import append_rows
+from trainer.table import Run, table
+from trainer.trainer import Trainer
+
+
+def train(config: Config, weights: Path, folder: Path, resume: bool) -> Run:
+    """Run one method for one seed in ``folder``; a finished run is loaded instead of repeated under ``resume``."""
+    model = TinyModel.from_pretrained(weights)
+    trainer = Trainer(config, model)
+    saved = checkpoint.load(folder)
+    if saved is not None and not resume:
+        raise ValueError(f"{folder} holds a run already: continue it with --resume, or choose another --output")
+    if saved is not None:
+        trainer.load_state_dict(saved)
+    label = f"{config.method} seed {config.seed}"
+    with tqdm(total=config.steps, initial=trainer.step, desc=label, unit="step") as bar:
+        while trainer.step < config.steps:
+            numbers = trainer.train_step()
+            if trainer.step % config.eval_every == 0 or trainer.step == config.steps:
+                trainer.evaluate()
+            checkpoint.save(folder, trainer.state_dict())
+            bar.update()
+            bar.set_postfix({name: f"{numbers[f'train/{name}']:.2f}" for name in REWARDS})
+    final = evaluate(model, trainer.adapters, "average", config)
+    return Run(config, trainer.history, trainer.evaluations, final)
+
+
+def main() -> None:
+    """Parse the command line, run every method and seed, print the table, draw the figure."""
+    arguments = parse()
+    torch.use_deterministic_algorithms(True)
+    base_config = config_of(arguments, "marble", arguments.seeds[0])
+    base = evaluate(TinyModel.from_pretrained(arguments.weights), None, None, base_config)
+    runs = run_all(arguments, base)
+    print(table(base, runs))
+    figure = draw(base, runs, arguments.output / "report.png")
+    print(f"figure: {figure}\nrows: {append_rows(base, runs, arguments.output / 'rows.jsonl')}")
+
+
+def run_all(arguments: argparse.Namespace, base: Evaluation) -> list[Run]:
+    """All methods and seeds, one after another."""
+    runs = []
+    for method in arguments.balance:
+        for seed in arguments.seeds:
+            folder = arguments.output / f"{method}-seed{seed}"
+            try:
+                runs.append(train(config_of(arguments, method, seed), arguments.weights, folder, arguments.resume))
+            except KeyboardInterrupt:
+                raise SystemExit(f"\nstopped; every finished step is in {folder}: add --resume to continue") from None
+    return runs
+
+
+def config_of(arguments: argparse.Namespace, method: str, seed: int) -> Config:
+    """The config of one run, from the command line."""
+    names = {field.name for field in fields(Config)} - {"method", "seed"}
+    return Config(method=method, seed=seed, **{name: getattr(arguments, name) for name in names})
+
+
+def parse() -> argparse.Namespace:
+    """The command line: one option per field of ``Config``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["tiny"], default="tiny", help="the model family")
+    parser.add_argument("--weights", type=Path, default=CHECKPOINT, help="folder of the pretrained model")
+    parser.add_argument("--balance", nargs="+", choices=METHODS, default=["marble"], help="methods to run")
+    parser.add_argument("--seeds", "--seed", nargs="+", type=int, default=[0])
+    parser.add_argument("--output", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--resume", action="store_true", help="continue the runs found in --output")
+    for field in fields(Config):
+        if field.name not in ("method", "seed"):
+            kind = json.loads if isinstance(field.default, bool) else type(field.default)
+            parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

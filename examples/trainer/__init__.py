@@ -1,0 +1,1 @@
+"""DiffusionNFT post-training with several rewards."""

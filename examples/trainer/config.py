@@ -1,0 +1,55 @@
+"""The settings of a run."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+METHODS = ("sum", "gdpo", "equal", "marble")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run; every default is the demo's.
+
+    ``method``: ``sum`` adds the raw rewards, ``gdpo`` z-scores each reward per prompt and adds (arXiv 2601.05242),
+    ``equal`` gives each reward's unit gradient the weight 1/K, ``marble`` the min-norm weights.
+    ``prompts`` × ``images`` rollouts make one optimizer step of ``timesteps`` micro-steps. ``beta`` and ``kl`` are
+    DiffusionNFT's β and λ_KL. ``refresh_every`` and ``ema`` are Marble's; with ``sum`` and ``gdpo``, the rewards'
+    gradients are measured on every ``refresh_every``-th step.
+    """
+
+    method: str = "marble"
+    seed: int = 0
+    steps: int = 24
+    prompts: int = 12
+    images: int = 8
+    sampling_steps: int = 10
+    timesteps: int = 3
+    lr: float = 4e-4
+    rank: int = 16
+    beta: float = 0.1
+    kl: float = 1e-3
+    refresh_every: int = 1
+    ema: float = 0.0
+    max_grad_norm: float = 1.0
+    eval_prompts: int = 40
+    eval_every: int = 12
+    track_step: bool = True
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {METHODS}, got {self.method!r}")
+        for name in ("steps", "images", "sampling_steps", "timesteps", "rank", "eval_prompts", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.prompts < 3 or self.prompts % 3:
+            raise ValueError(f"prompts must be a multiple of 3 (one share per kind of caption), got {self.prompts}")
+        if self.images < 2:
+            raise ValueError("images must be at least 2: an advantage compares the images of one prompt")
+        if self.timesteps > self.sampling_steps:
+            raise ValueError(f"timesteps ({self.timesteps}) are drawn from the {self.sampling_steps} sampling_steps")
+        if min(self.lr, self.beta, self.max_grad_norm) <= 0 or self.kl < 0:
+            raise ValueError("lr, beta and max_grad_norm must be positive, kl must not be negative")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as plain values."""
+        return asdict(self)

@@ -1,0 +1,112 @@
+"""The picture of a run: rewards, worst cosine and weights over steps, images before and after."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from tiny.captions import KINDS
+from tiny.rewards import REWARDS
+
+from .evaluation import Evaluation
+from .prompts import held_out_prompts
+from .table import BASE, Run, worst_cosine
+
+_COLOURS = {"sum": "#d95f02", "gdpo": "#7570b3", "equal": "#666666", "marble": "#1b9e77"}
+_REWARD_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377")
+_SHOWN_PER_KIND = 3
+
+
+def draw(base: Evaluation, runs: list[Run], path: Path) -> Path:
+    """Write the figure as PNG and return its path. Images are those of the first seed of each method."""
+    methods = list(dict.fromkeys(run.config.method for run in runs))
+    rows = 1 + len(methods)
+    figure = plt.figure(figsize=(15, 6.4 + 1.75 * rows), layout="constrained")
+    curves, images = figure.subfigures(2, 1, height_ratios=[6.4, 1.75 * rows])
+    axes = curves.subplots(2, 4)
+    for ax, name in zip(axes.flat, REWARDS, strict=False):
+        _reward_curve(ax, name, base, runs)
+    _worst_cosines(axes.flat[5], runs)
+    _weights(axes.flat[6], runs)
+    axes.flat[7].axis("off")
+    _legend(axes.flat[7], runs)
+    first = [next(run for run in runs if run.config.method == method) for method in methods]
+    _image_grid(images, [(BASE, base), *((run.config.method, run.final) for run in first)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+    return path
+
+
+def _reward_curve(ax: Axes, name: str, base: Evaluation, runs: list[Run]) -> None:
+    start = base.summary()
+    ax.axhspan(
+        start[name] - start[f"{name}/stderr"], start[name] + start[f"{name}/stderr"], color="black", alpha=0.12, lw=0
+    )
+    for run in runs:
+        steps = [0.0, *(row["step"] for row in run.evaluations)]
+        values = [start[name], *(row[name] for row in run.evaluations)]
+        ax.plot(steps, values, color=_COLOURS[run.config.method], marker="o", ms=3)
+    ax.set_title(f"{name} (held-out)", fontsize=10)
+    ax.set_xlabel("optimizer step")
+
+
+def _worst_cosines(ax: Axes, runs: list[Run]) -> None:
+    for run in runs:
+        pairs = [(row["step"], worst) for row in run.history if (worst := worst_cosine(row)) is not None]
+        if pairs:
+            ax.plot(*zip(*pairs, strict=True), color=_COLOURS[run.config.method], lw=1)
+    ax.axhline(0, color="black", lw=0.8)
+    ax.set_title("worst cosine: update with a reward's gradient", fontsize=10)
+    ax.set_xlabel("optimizer step")
+
+
+def _weights(ax: Axes, runs: list[Run]) -> None:
+    balanced = [run for run in runs if run.config.method == "marble"]
+    for name, colour in zip(REWARDS, _REWARD_COLOURS, strict=True):
+        for run in balanced[:1]:
+            ax.plot(
+                [row["step"] for row in run.history],
+                [row[f"alpha/{name}"] for row in run.history],
+                color=colour,
+                label=name,
+                lw=1,
+            )
+    ax.set_title("α (marble, first seed)" if balanced else "α (no marble run)", fontsize=10)
+    ax.set_xlabel("optimizer step")
+    if balanced:
+        ax.legend(fontsize=7)
+
+
+def _legend(ax: Axes, runs: list[Run]) -> None:
+    for method in dict.fromkeys(run.config.method for run in runs):
+        ax.plot([], [], color=_COLOURS[method], marker="o", label=method)
+    ax.fill_between([], [], [], color="black", alpha=0.12, label="base model ± standard error")
+    ax.legend(loc="center", fontsize=11, frameon=False)
+
+
+def _image_grid(figure: Figure, rows: list[tuple[str, Evaluation]]) -> None:
+    per_kind = rows[0][1].scores.shape[1] // len(KINDS)
+    shown = [kind * per_kind + i for kind in range(len(KINDS)) for i in range(min(_SHOWN_PER_KIND, per_kind))]
+    prompts = held_out_prompts(per_kind)
+    axes = np.atleast_2d(figure.subplots(len(rows), len(shown)))
+    for line, (label, evaluation) in zip(axes, rows, strict=True):
+        for ax, index in zip(line, shown, strict=True):
+            ax.imshow(evaluation.images[index].permute(1, 2, 0).numpy())
+            ax.set_xticks([])
+            ax.set_yticks([])
+            if ax is line[0]:
+                ax.set_ylabel(label, fontsize=10)
+            if line is axes[0]:
+                ax.set_title(_wrapped(prompts[index].text), fontsize=8)
+
+
+def _wrapped(text: str, width: int = 20) -> str:
+    lines = [""]
+    for word in text.split():
+        lines = [*lines[:-1], f"{lines[-1]} {word}".strip()] if len(lines[-1]) + len(word) < width else [*lines, word]
+    return "\n".join(lines)

@@ -1,0 +1,73 @@
+"""The table at the end of a run."""
+
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+import numpy as np
+from tiny.rewards import REWARDS
+
+from .config import Config
+from .evaluation import Evaluation
+
+BASE = "base model"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its settings, its numbers per step and per evaluation, its last evaluation."""
+
+    config: Config
+    history: list[dict[str, float]]
+    evaluations: list[dict[str, float]]
+    final: Evaluation
+
+    def conflict_share(self, prefix: str = "cosine") -> float:
+        """Share of measured steps in which the update has a negative cosine with at least one active reward.
+
+        ``prefix`` "cosine" is the combined gradient, "step_cosine" the step that AdamW really took.
+        """
+        worst = [lowest for row in self.history if (lowest := worst_cosine(row, prefix)) is not None]
+        return float(np.mean([lowest < 0 for lowest in worst])) if worst else float("nan")
+
+
+def worst_cosine(row: dict[str, float], prefix: str = "cosine") -> float | None:
+    """The lowest cosine of an active reward in one step; ``None`` where none was measured."""
+    if not row.get("balance/refreshed"):
+        return None
+    active = [name for name in REWARDS if row.get(f"active/{name}") and f"{prefix}/{name}" in row]
+    return min(row[f"{prefix}/{name}"] for name in active) if active else None
+
+
+def table(base: Evaluation, runs: list[Run]) -> str:
+    """Rewards by method as text: mean over held-out prompts ± spread, and the share of conflicting steps.
+
+    With one seed the spread is the standard error over held-out images, with several the standard deviation over
+    seeds.
+    """
+    methods = list(dict.fromkeys(run.config.method for run in runs))
+    seeds = sorted({run.config.seed for run in runs})
+    columns = [BASE, *methods]
+    lines = [_row("held-out reward", columns)]
+    start = base.summary()
+    for name in REWARDS:
+        cells = [f"{start[name]:.3f} ± {start[f'{name}/stderr']:.3f}"]
+        for method in methods:
+            cells.append(_cell([run.final.summary() for run in runs if run.config.method == method], name))
+        lines.append(_row(name, cells))
+    for prefix, label in (("cosine", "steps in conflict (gradient)"), ("step_cosine", "steps in conflict (AdamW)")):
+        shares = [[run.conflict_share(prefix) for run in runs if run.config.method == method] for method in methods]
+        lines.append(_row(label, ["", *(f"{100 * mean(values):.0f} %" for values in shares)]))
+    spread = "standard error over held-out images" if len(seeds) == 1 else f"standard deviation over seeds {seeds}"
+    steps = max(run.config.steps for run in runs)
+    lines.append(f"({steps} steps, {base.scores.shape[1]} held-out images; ±: {spread}, for the base over images)")
+    return "\n".join(lines)
+
+
+def _cell(summaries: list[dict[str, float]], name: str) -> str:
+    values = [summary[name] for summary in summaries]
+    spread = stdev(values) if len(values) > 1 else summaries[0][f"{name}/stderr"]
+    return f"{mean(values):.3f} ± {spread:.3f}"
+
+
+def _row(label: str, cells: list[str]) -> str:
+    return f"{label:<30}" + "".join(f"{cell:>18}" for cell in cells)
