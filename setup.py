@@ -32,7 +32,10 @@ setup(
             "osqp>=1.0",  # the option `polish` became `polishing`
             "scipy",
         ],
-        "bench": ["quadprog", "torchjd>=0.8"],  # 0.8: weightings are public
+        "bench": [
+            "quadprog",
+            "torchjd[quadprog_projector]>=0.18",  # first with that extra, which its UPGrad and DualProj need
+        ],
         "examples": [
             "diffusers>=0.34",  # SD3Transformer2DModel with adapters as used by examples/train.py
             "peft>=0.15",  # several adapters on a diffusers model

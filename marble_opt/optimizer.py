@@ -1,6 +1,5 @@
 """Marble: an optimizer that balances one gradient per reward and hands the result to a base optimizer."""
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,11 +11,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .balance import BalanceRule, Weighting
-from .bank import GradientBank, add_to_grad
+from .collector import GradientCollector
 from .distributed import REDUCTIONS, reduce_step, world_size
-from .refresh import refresh
-from .routes import Losses, check_loss, combine_losses, loop, scalar_losses, total
-from .separable import SeparableLoss
+from .refresh import refresh, reuse
+from .routes import Losses
 from .state import MarbleState
 from .telemetry import Balance
 from .wrapper import OptimizerWrapper
@@ -98,10 +96,8 @@ class Marble(OptimizerWrapper):
         self.max_grad_norm, self.track_step = max_grad_norm, track_step
         self.report: Balance | None = None
         self._memory = MarbleState.new(self._rule.rewards, self._rule.slots)
-        self._bank = GradientBank(len(self._rule.rewards))
-        self._warned = False
-        self._collected = self._balanced = self._dropped = False
-        self._scaler: torch.amp.GradScaler | None = None
+        self._collector = GradientCollector(self.rewards, self._parameters, acting=not self._rule.observing)
+        self._dropped = self._warned = False
 
     @property
     def rewards(self) -> tuple[str, ...]:
@@ -135,29 +131,7 @@ class Marble(OptimizerWrapper):
             ValueError: names, shapes or graphs that do not fit.
             RuntimeError: called between ``balance()`` and the end of the step.
         """
-        scalars = scalar_losses(losses, self.rewards)
-        terms = [losses.shared() if isinstance(losses, SeparableLoss) else None, shared]
-        for term in terms:
-            if term is not None:
-                check_loss("the shared term", term)
-        self._begin()
-        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        parameters = self._parameters()
-        if self.refreshing:
-            common = self._scaled(total(terms))
-            loop(
-                [self._scaled(loss) for loss in scalars],
-                parameters,
-                retain_graph or common is not None,
-                lambda index, gradients: self._bank.add(index, parameters, gradients),
-            )
-        else:
-            if not self._rule.observing:
-                terms.append(combine_losses(losses, scalars, self._memory.coefficients))
-            common = self._scaled(total(terms))
-        if common is not None:
-            gradients = torch.autograd.grad(common, parameters, retain_graph=retain_graph, allow_unused=True)
-            add_to_grad(parameters, gradients)
+        self._collector.backward(losses, shared, retain_graph, scaler, self._mixture())
 
     @contextmanager
     def collect(self, reward: str) -> Iterator[None]:
@@ -166,26 +140,8 @@ class Marble(OptimizerWrapper):
         For loops that call their own backward, such as ``accelerator.backward(loss)``. ``.grad`` itself is as before
         afterwards. Raises ``ValueError`` for an unknown reward and for a block without a backward.
         """
-        if reward not in self.rewards:
-            raise ValueError(f"collect of the unknown reward {reward!r}: known are {list(self.rewards)}")
-        self._begin()
-        index, parameters = self.rewards.index(reward), self._parameters()
-        outside = [parameter.grad for parameter in parameters]
-        for parameter in parameters:
-            parameter.grad = None
-        try:
+        with self._collector.collect(reward, self._mixture()):
             yield
-            gradients = [parameter.grad for parameter in parameters]
-        finally:
-            for parameter, gradient in zip(parameters, outside, strict=True):
-                parameter.grad = gradient
-        if all(gradient is None for gradient in gradients):
-            raise ValueError(f"no gradient reached the parameters in collect({reward!r}): call backward in the block")
-        if self.refreshing:
-            self._bank.add(index, parameters, gradients)
-        elif all(bool(torch.isfinite(gradient).all()) for gradient in gradients if gradient is not None):
-            factor = self._memory.coefficients[index]
-            add_to_grad(parameters, [None if g is None else g * factor.to(g) for g in gradients])
 
     @torch.no_grad()
     def balance(self) -> Balance | None:
@@ -194,19 +150,20 @@ class Marble(OptimizerWrapper):
         ``step()`` does this when the caller has not. Call it yourself before ``clip_grad_norm_`` or
         ``scaler.unscale_``. A second call in a step, or one with nothing collected, changes nothing.
         """
-        if self._balanced or not self._collected:
+        if self._collector.closed or not self._collector.collected:
             return self.report
         parameters = self._parameters()
         if world_size(self.process_group) > 1:
-            reduce_step(self._bank, parameters, self.process_group, self.reduction)
+            reduce_step(self._collector.bank, parameters, self.process_group, self.reduction)
         if self.refreshing:
             self._refresh(parameters)
         else:
             self._reuse(parameters)
         if self.max_grad_norm is not None and not self._dropped:
-            scale = 1.0 if self._scaler is None else self._scaler.get_scale()
+            scaler = self._collector.scaler
+            scale = 1.0 if scaler is None else scaler.get_scale()
             torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm * scale)
-        self._balanced = True
+        self._collector.closed = True
         return self.report
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -215,7 +172,7 @@ class Marble(OptimizerWrapper):
         ``closure`` re-evaluates the model, calls :meth:`backward` and returns the loss; a base optimizer that
         evaluates it repeatedly (LBFGS) finds the balanced gradient each time.
         """
-        if closure is not None and _needs_closure(self.base):
+        if closure is not None and self._base_needs_closure():
             final = self.base.step(lambda: self._balanced_closure(closure))
             self._finish_step()
             return final
@@ -223,9 +180,9 @@ class Marble(OptimizerWrapper):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
-        if self._scaler is not None and not self._balanced:
+        if self._collector.scaler is not None and not self._collector.closed:
             raise RuntimeError("call balance() before scaler.unscale_() or scaler.step(): the bank is still scaled")
-        if not self._collected and not self._warned:
+        if not self._collector.collected and not self._warned:
             self._warned = True
             warnings.warn(
                 f"step() without any backward() or collect() for the rewards {list(self.rewards)}: this is the "
@@ -255,60 +212,39 @@ class Marble(OptimizerWrapper):
             raise ValueError("the optimizer holds no parameter that requires a gradient")
         return found
 
-    def _scaled(self, loss: Tensor | None) -> Tensor | None:
-        return loss if loss is None or self._scaler is None else self._scaler.scale(loss)
+    def _mixture(self) -> Tensor | None:
+        """The coefficients to reuse, or ``None`` on a refresh."""
+        return None if self.refreshing else self._memory.coefficients
 
     def _start_step(self) -> None:
-        self._bank.clear()
-        self._collected = self._balanced = self._dropped = False
-        self._scaler = None
-
-    def _begin(self) -> None:
-        if self._balanced:
-            raise RuntimeError(
-                "backward() or collect() after balance() and before step(): coefficients are solved once, on the "
-                "whole step. Call step() or zero_grad() first"
-            )
-        self._collected = True
+        self._collector.clear()
+        self._dropped = False
 
     def _refresh(self, parameters: list[Tensor]) -> None:
-        result = refresh(self._bank.gram(parameters), self._bank.offered, self._rule, self._memory, self.ema)
+        bank = self._collector.bank
+        result = refresh(bank.gram(parameters), bank.offered, self._rule, self._memory, self.ema)
         self.report, self._memory, self._dropped = result.report, result.memory, not result.usable
-        if self._dropped and self._scaler is not None:
+        if self._dropped and self._collector.scaler is not None:
             # An overflow everywhere is the scaler's to see: it skips the step and lowers its scale.
-            self._add_combined(torch.ones_like(result.report.coefficients), list(range(len(self.rewards))))
+            self._collector.add_combined(torch.ones_like(result.report.coefficients), range(bank.size))
         elif not self._dropped and not self._rule.observing:
-            self._add_combined(result.report.coefficients, result.rows)
-
-    def _add_combined(self, coefficients: Tensor, rows: list[int]) -> None:
-        for parameter, gradient in self._bank.combined(coefficients, rows):
-            add_to_grad([parameter], [gradient])
+            self._collector.add_combined(result.report.coefficients, result.rows)
 
     def _reuse(self, parameters: list[Tensor]) -> None:
         norms = [p.grad.norm() for p in parameters if p.grad is not None]
         self._dropped = not norms or not bool(torch.stack(norms).isfinite().all())
-        dropped = self._memory.dropped_steps + self._dropped
-        self._memory = replace(self._memory, dropped_steps=dropped)
-        if self.report is not None:
-            self.report = replace(
-                self.report,
-                step=self._memory.steps,
-                refreshed=False,
-                dropped=self._dropped,
-                dropped_steps=dropped,
-                step_cosines=None,
-            )
+        self._memory, self.report = reuse(self.report, self._memory, self._dropped)
 
     def _base_step(self) -> None:
-        if not (self.track_step and self._bank and self.report):
+        bank = self._collector.bank
+        if not (self.track_step and bank and self.report):
             self.base.step()
             return
-        before = {parameter: parameter.detach().clone() for parameter in self._bank.blocks}
+        before = {parameter: parameter.detach().clone() for parameter in bank.blocks}
         self.base.step()
         moved = [(parameter, old - parameter.detach()) for parameter, old in before.items()]
         length = torch.stack([vector.norm() for _, vector in moved]).norm()
-        products = self._bank.products(moved)
-        self.report = replace(self.report, step_cosines=products / (length * self.report.norms))
+        self.report = replace(self.report, step_cosines=bank.products(moved) / (length * self.report.norms))
 
     def _balanced_closure(self, closure: Callable[[], Any]) -> Any:
         with torch.enable_grad():
@@ -317,7 +253,7 @@ class Marble(OptimizerWrapper):
         return result
 
     def _finish_step(self) -> None:
-        if not self._collected:
+        if not self._collector.collected:
             return
         # Without a usable refresh there are no coefficients to reuse: solve again on the next step.
         since = -1 if self._dropped else 0 if self.refreshing else self._memory.since_refresh + 1
@@ -331,8 +267,3 @@ class Marble(OptimizerWrapper):
         fresh = MarbleState.new(self._rule.rewards, self._rule.slots)
         self._memory, self.report = fresh if state is None else fresh.load(state), None
         self._start_step()
-
-
-def _needs_closure(optimizer: Optimizer) -> bool:
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty

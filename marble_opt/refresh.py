@@ -74,6 +74,21 @@ def refresh(full: Tensor, offered: list[bool], rule: BalanceRule, memory: Marble
     return Refresh(report, new, [index for index, on in enumerate(flags) if on], usable)
 
 
+def reuse(report: Balance | None, memory: MarbleState, dropped: bool) -> tuple[MarbleState, Balance | None]:
+    """Memory and report of a step between refreshes."""
+    memory = replace(memory, dropped_steps=memory.dropped_steps + dropped)
+    if report is None:
+        return memory, None
+    return memory, replace(
+        report,
+        step=memory.steps,
+        refreshed=False,
+        dropped=dropped,
+        dropped_steps=memory.dropped_steps,
+        step_cosines=None,
+    )
+
+
 def _applied(stored: Tensor, solution: Solution, rule: BalanceRule) -> Tensor:
     """The smoothed weights of the active slots, which share what absent ones keep."""
     alpha = torch.where(solution.active, stored, 0.0)

@@ -1,5 +1,6 @@
 """An optimizer around another optimizer: the plumbing that schedulers, checkpoints and loops rely on."""
 
+import inspect
 from typing import Any
 
 from torch.optim import Optimizer
@@ -71,6 +72,11 @@ class OptimizerWrapper(Optimizer):
 
     def _load_own_state(self, state: dict[str, Any] | None) -> None:
         raise NotImplementedError
+
+    def _base_needs_closure(self) -> bool:
+        """Whether the base optimizer evaluates a closure itself, as LBFGS does."""
+        closure = inspect.signature(self.base.step).parameters.get("closure")
+        return closure is not None and closure.default is inspect.Parameter.empty
 
     def __getstate__(self) -> dict[str, Any]:
         # A scheduler puts a `step` on the instance that belongs to this instance alone.
