@@ -1,6 +1,6 @@
 """Gram matrices of reward gradients."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -36,22 +36,27 @@ def gram_matrix(
         return _symmetric(_product(rows, metric))
     if isinstance(metric, Tensor):
         raise ValueError("metric must be a list of tensors when rows is a list")
-    return gram_of_blocks(_stack_rows(rows), metric)
+    blocks = _stack_rows(rows)
+    if metric is not None and len(metric) != len(blocks):
+        raise ValueError(f"metric has {len(metric)} tensors, the gradients have {len(blocks)}")
+    kept = [index for index, block in enumerate(blocks) if block is not None]
+    return gram_of_blocks(
+        [block for block in blocks if block is not None], None if metric is None else [metric[index] for index in kept]
+    )
 
 
-def gram_of_blocks(blocks: Iterable[Tensor], metric: Iterable[Tensor] | None = None) -> Tensor:
-    """Gram matrix [K, K] of gradients stored as one block [K, *shape] per parameter."""
-    blocks = list(blocks)
+def gram_of_blocks(blocks: Sequence[Tensor], metric: Sequence[Tensor] | None = None) -> Tensor:
+    """Gram matrix [K, K] of gradients stored as one block [K, *shape] per parameter; metric: one [*shape] each."""
     if not blocks:
         raise ValueError("no gradient block given: at least one parameter is needed")
-    weights: list[Tensor | None] = [None] * len(blocks) if metric is None else [m.flatten() for m in metric]
-    if len(weights) != len(blocks):
-        raise ValueError(f"metric has {len(weights)} tensors, the gradients have {len(blocks)}")
     dtype = torch.float64 if any(block.dtype == torch.float64 for block in blocks) else torch.float32
     size, device = blocks[0].shape[0], blocks[0].device
     total = torch.zeros(size, size, dtype=dtype, device=device)
-    for block, weight in zip(blocks, weights, strict=True):
-        total += _product(block.flatten(1), weight).to(device=device)
+    for index, block in enumerate(blocks):
+        weight = None if metric is None else metric[index]
+        if weight is not None and weight.shape != block.shape[1:]:
+            raise ValueError(f"metric {index} has shape {list(weight.shape)}, its gradients {list(block.shape[1:])}")
+        total += _product(block.flatten(1), None if weight is None else weight.flatten()).to(device=device)
     return _symmetric(total)
 
 
@@ -65,14 +70,16 @@ def _symmetric(gram: Tensor) -> Tensor:
     return (gram + gram.mT) / 2
 
 
-def _stack_rows(rows: Sequence[Sequence[Tensor | None]]) -> list[Tensor]:
+def _stack_rows(rows: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
+    """One block per parameter; ``None`` for a parameter that no row reaches."""
     lengths = {len(row) for row in rows}
     if len(lengths) != 1:
         raise ValueError(f"every row must list the same parameters, got rows of length {sorted(lengths)}")
-    blocks = []
+    blocks: list[Tensor | None] = []
     for index, column in enumerate(zip(*rows, strict=True)):
         present = [tensor for tensor in column if tensor is not None]
         if not present:
+            blocks.append(None)
             continue
         shapes = {tuple(tensor.shape) for tensor in present}
         if len(shapes) != 1:

@@ -56,7 +56,8 @@ def solve_min_norm(
             ``"osqp"``.
 
     Returns:
-        alpha in the dtype of ``gram``, value and gap in fp64. All thresholds are relative to the trace.
+        alpha in the dtype of ``gram`` (fp64 for integers), value and gap in fp64. All thresholds are relative to
+        the trace.
 
     Raises:
         ValueError: a Gram that is not square, or (checked on a CPU, where reading values is free) not
@@ -87,7 +88,7 @@ def solve_min_norm(
         on_vertices = solve_on_simplex(vertices @ work @ vertices.mT, active, SOLVERS[method])
         alpha, gap = (on_vertices.alpha.unsqueeze(-2) @ vertices).squeeze(-2), on_vertices.gap
     value = (alpha * (work @ alpha.unsqueeze(-1)).squeeze(-1)).sum(-1)
-    return MinNorm(alpha.to(gram.dtype), value, gap)
+    return MinNorm(alpha.to(gram.dtype) if gram.is_floating_point() else alpha, value, gap)
 
 
 def solve_on_simplex(gram: Tensor, active: Tensor, solver: Solver | None = None) -> MinNorm:

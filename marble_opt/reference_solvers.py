@@ -22,6 +22,8 @@ class LinearConstraints(NamedTuple):
     upper: Tensor
 
 
+_QPTH_TOLERANCE = 1e-6
+
 ReferenceSolver = Callable[[Tensor, Tensor, float, "LinearConstraints | None"], tuple[Tensor, Tensor]]
 
 
@@ -138,25 +140,36 @@ def solve_qpth(
     """qpth (OptNet, arXiv 1703.00443), batched; needs a definite matrix, so G gets a ridge of 1e-9."""
     if constraints is not None:
         raise ValueError("method 'qpth' takes no extra constraints: use 'cvxpy' or 'osqp'")
-    qp = _require("qpth.qp")
     size = gram.shape[-1]
     flat, mask = gram.reshape(-1, size, size), active.reshape(-1, size)
-    scale = flat.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(torch.finfo(gram.dtype).tiny)[:, None, None]
-    eye = torch.eye(size).to(gram)
-    # An inactive row gets the penalty α_k², no share of the sum and the bound α_k ≥ 0.
-    on = mask.to(gram.dtype)
-    quadratic = flat / scale + 1e-9 * eye + torch.diag_embed(1 - on)
-    equality, total = on.unsqueeze(1), (on.sum(-1, keepdim=True) > 0).to(gram.dtype)
-    alpha = qp.QPFunction(verbose=-1, eps=1e-14, maxIter=60)(
-        quadratic, gram.new_zeros(size), -eye, -floor * on, equality, total
-    )
-    alpha = alpha * on
-    slope = (flat @ alpha.unsqueeze(-1)).squeeze(-1)
-    value = (alpha * slope).sum(-1)
-    count = on.sum(-1)
-    lowest = floor * (slope * on).sum(-1) + (1 - floor * count) * torch.where(mask, slope, torch.inf).amin(-1)
-    gap = torch.where(count > 0, (value - lowest).clamp_min(0), 0.0)
+    alpha, gap = torch.zeros_like(flat[:, 0]), flat.new_zeros(len(flat))
+    for pattern in torch.unique(mask, dim=0):
+        chosen = (mask == pattern).all(-1).nonzero().squeeze(-1)
+        rows = pattern.nonzero().squeeze(-1)
+        if len(rows):
+            solution, missed = _qpth_batch(flat[chosen][:, rows][:, :, rows], floor)
+            alpha[chosen.unsqueeze(-1), rows], gap[chosen] = solution, missed
     return alpha.reshape(gram.shape[:-1]), gap.reshape(gram.shape[:-2])
+
+
+def _qpth_batch(gram: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    count, size = gram.shape[:2]
+    scale = gram.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(torch.finfo(gram.dtype).tiny)
+    gram, eye = gram / scale[:, None, None], torch.eye(size).to(gram)
+    alpha = _require("qpth.qp").QPFunction(verbose=-1, eps=1e-14, maxIter=60)(
+        gram + 1e-9 * eye,
+        gram.new_zeros(size),
+        -eye,
+        gram.new_full((size,), -floor),
+        gram.new_ones(count, 1, size),
+        gram.new_ones(count, 1),
+    )
+    slope = (gram @ alpha.unsqueeze(-1)).squeeze(-1)
+    gap = (alpha * slope).sum(-1) - floor * slope.sum(-1) - (1 - floor * size) * slope.amin(-1)
+    missed = (alpha.sum(-1) - 1).abs() + gap.abs()
+    if not (missed < _QPTH_TOLERANCE).all():
+        raise RuntimeError(f"qpth did not converge (relative gap {missed.max().item():.1e}): use another method")
+    return alpha, scale * gap.clamp_min(0)
 
 
 REFERENCE_SOLVERS: dict[str, ReferenceSolver] = {"cvxpy": solve_cvxpy, "osqp": solve_osqp, "qpth": solve_qpth}
