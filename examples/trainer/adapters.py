@@ -1,5 +1,6 @@
 """The LoRA adapters of one transformer: ``default`` is trained, ``old`` rolls out, ``average`` is evaluated."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,7 +30,9 @@ class Adapters:
         self.transformer = transformer
         transformer.requires_grad_(False)
         config = LoraConfig(r=rank, lora_alpha=2 * rank, init_lora_weights="gaussian", target_modules=TARGETS)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            # peft warns about what is meant here: several adapters on one model.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             torch.manual_seed(seed)
             for name in ADAPTERS:
                 transformer.add_adapter(config, adapter_name=name)
