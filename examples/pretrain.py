@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
+
 from tiny.model import CHECKPOINT, TinyModel
 from tiny.render import random_batch
-from tqdm import tqdm
 
 
 def flow_matching_loss(model: TinyModel, images: torch.Tensor, captions: list[str]) -> torch.Tensor:

@@ -12,20 +12,22 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
+
 from tiny.model import CHECKPOINT, TinyModel
 from tiny.rewards import REWARDS
-from tqdm import tqdm
 from trainer import checkpoint
 from trainer.config import METHODS, Config
-from trainer.evaluation import Evaluation, evaluate
+from trainer.evaluation import evaluate
 from trainer.figure import draw
-from trainer.rows import append_rows
+from trainer.rows import write_rows
 from trainer.table import Run, table
 from trainer.trainer import Trainer
 
 
-def train(config: Config, weights: Path, folder: Path, resume: bool) -> Run:
-    """Run one method for one seed in ``folder``; a finished run is loaded instead of repeated under ``resume``."""
+def train(config: Config, weights: Path, output: Path, resume: bool) -> Run:
+    """Run one method for one seed in a folder of its own; under ``resume`` continue what is found there."""
+    folder = output / f"{config.method}-seed{config.seed}"
     model = TinyModel.from_pretrained(weights)
     trainer = Trainer(config, model)
     saved = checkpoint.load(folder)
@@ -50,25 +52,17 @@ def main() -> None:
     """Parse the command line, run every method and seed, print the table, draw the figure."""
     arguments = parse()
     torch.use_deterministic_algorithms(True)
-    base_config = config_of(arguments, "marble", arguments.seeds[0])
-    base = evaluate(TinyModel.from_pretrained(arguments.weights), None, None, base_config)
-    runs = run_all(arguments, base)
+    try:
+        configs = [config_of(arguments, method, seed) for method in arguments.balance for seed in arguments.seeds]
+        base = evaluate(TinyModel.from_pretrained(arguments.weights), None, None, configs[0])
+        runs = [train(config, arguments.weights, arguments.output, arguments.resume) for config in configs]
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(f"\nstopped; finished steps are in {arguments.output}: add --resume to continue") from None
     print(table(base, runs))
     figure = draw(base, runs, arguments.output / "report.png")
-    print(f"figure: {figure}\nrows: {append_rows(base, runs, arguments.output / 'rows.jsonl')}")
-
-
-def run_all(arguments: argparse.Namespace, base: Evaluation) -> list[Run]:
-    """All methods and seeds, one after another."""
-    runs = []
-    for method in arguments.balance:
-        for seed in arguments.seeds:
-            folder = arguments.output / f"{method}-seed{seed}"
-            try:
-                runs.append(train(config_of(arguments, method, seed), arguments.weights, folder, arguments.resume))
-            except KeyboardInterrupt:
-                raise SystemExit(f"\nstopped; every finished step is in {folder}: add --resume to continue") from None
-    return runs
+    print(f"figure: {figure}\nrows: {write_rows(base, runs, arguments.output / 'rows.jsonl')}")
 
 
 def config_of(arguments: argparse.Namespace, method: str, seed: int) -> Config:

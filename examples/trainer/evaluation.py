@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from tiny.model import TinyModel
 from tiny.rewards import REWARDS, score
-from torch import Tensor
 
 from .adapters import Adapters
 from .config import Config

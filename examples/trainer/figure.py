@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
 from tiny.captions import KINDS
 from tiny.rewards import REWARDS
 

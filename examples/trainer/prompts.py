@@ -1,6 +1,7 @@
 """Which prompts a step trains on: stratified over the kinds, a pure function of seed and step."""
 
 import numpy as np
+
 from tiny.captions import KINDS, Caption, split
 
 

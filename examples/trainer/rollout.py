@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from tiny.captions import Caption
-from tiny.model import TinyModel
-from tiny.rewards import score
 from torch import Tensor
 
 from marble_opt import group_advantages
+from tiny.captions import Caption
+from tiny.model import TinyModel
+from tiny.rewards import score
 
 from .adapters import Adapters
 

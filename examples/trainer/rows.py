@@ -3,15 +3,16 @@
 import json
 import platform
 import subprocess
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
 import diffusers
 import peft
 import torch
-from tiny.rewards import REWARDS
 
 import marble_opt
+from tiny.rewards import REWARDS
 
 from .evaluation import Evaluation
 from .table import BASE, Run
@@ -19,8 +20,8 @@ from .table import BASE, Run
 BENCHMARK = "main_job"
 
 
-def append_rows(base: Evaluation, runs: list[Run], path: Path) -> Path:
-    """Append a row per method, seed and metric to ``path``; the commit carries "+" if the tree has changes."""
+def write_rows(base: Evaluation, runs: list[Run], path: Path) -> Path:
+    """Write a row per method, seed, metric and evaluated step; the commit carries "+" if the tree has changes."""
     shared = {
         "hardware": hardware(),
         "versions": {
@@ -34,27 +35,29 @@ def append_rows(base: Evaluation, runs: list[Run], path: Path) -> Path:
         "date": date.today().isoformat(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        for method, seed, settings, metrics in _results(base, runs):
+    with open(path, "w", encoding="utf-8") as file:
+        for method, seed, settings, step, metrics in _results(base, runs):
             for metric, value in metrics.items():
-                row = {"benchmark": BENCHMARK, "method": method, "seed": seed, "metric": metric, "value": value}
-                file.write(json.dumps(row | {"settings": settings} | shared) + "\n")
+                row = {"benchmark": BENCHMARK, "method": method, "seed": seed, "step": step, "metric": metric}
+                file.write(json.dumps(row | {"value": round(value, 6), "settings": settings} | shared) + "\n")
     return path
 
 
-def _results(base: Evaluation, runs: list[Run]):
-    yield BASE, None, {"eval_images": base.scores.shape[1]}, _metrics(base)
+def _results(base: Evaluation, runs: list[Run]) -> Iterator[tuple[str, int | None, dict, int, dict[str, float]]]:
+    yield BASE, None, {"eval_images": base.scores.shape[1]}, 0, _metrics(base.summary())
     for run in runs:
-        settings = {key: value for key, value in run.config.as_dict().items() if key not in ("method", "seed")}
+        config = run.config
+        settings = {key: value for key, value in config.as_dict().items() if key not in ("method", "seed")}
+        for evaluation in run.evaluations:
+            yield config.method, config.seed, settings, int(evaluation["step"]), _metrics(evaluation)
         shares = {
             "conflict_share/gradient": run.conflict_share("cosine"),
             "conflict_share/adamw": run.conflict_share("step_cosine"),
         }
-        yield run.config.method, run.config.seed, settings, _metrics(run.final) | shares
+        yield config.method, config.seed, settings, config.steps, shares
 
 
-def _metrics(evaluation: Evaluation) -> dict[str, float]:
-    summary = evaluation.summary()
+def _metrics(summary: dict[str, float]) -> dict[str, float]:
     return {f"heldout/{name}{part}": summary[name + part] for name in REWARDS for part in ("", "/stderr")}
 
 

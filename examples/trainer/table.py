@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 import numpy as np
+
 from tiny.rewards import REWARDS
 
 from .config import Config

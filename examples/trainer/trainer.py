@@ -1,11 +1,11 @@
 """The training loop: rollouts by the old policy, one balanced DiffusionNFT step per batch."""
 
 import torch
-from tiny.model import TinyModel
-from tiny.rewards import REWARDS
 from torch import Tensor
 
 import marble_opt
+from tiny.model import TinyModel
+from tiny.rewards import REWARDS
 
 from .adapters import Adapters, average_decay, old_decay
 from .config import Config

@@ -51,7 +51,7 @@ def diffusion_nft(
         ValueError: shapes that disagree, times outside [0, 1], β ≤ 0, an unknown anchor.
     """
     check_batch(prediction, advantages, old_prediction=old_prediction, x_t=x_t, x_0=x_0)
-    if t.shape != prediction.shape[:1] or (t < 0).any() or (t > 1).any():
+    if t.shape != prediction.shape[:1] or not ((t >= 0) & (t <= 1)).all():
         raise ValueError(f"t must be [{len(prediction)}] within [0, 1] (timestep / 1000), got {t.tolist()}")
     if not beta > 0 or not adv_clip > 0:
         raise ValueError(f"beta and adv_clip must be positive, got {beta} and {adv_clip}")

@@ -1,0 +1,110 @@
+"""Question: what does balancing gain over summing, on the tiny text-to-image model with five rewards?
+
+    python benchmarks/main_job.py            run 4 methods x 3 seeds (hours on a CPU; resumable), then plot
+    python benchmarks/main_job.py --plot     draw results/main_job.png from results/main_job.jsonl only
+
+Training is `examples/train.py`; this file fixes the methods, the seeds and the length.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+ROWS = RESULTS / "main_job.jsonl"
+METHODS = ("sum", "gdpo", "equal", "marble")
+SEEDS = (0, 1, 2)
+COLOURS = {"sum": "#d95f02", "gdpo": "#7570b3", "equal": "#666666", "marble": "#1b9e77"}
+BASE = "base model"
+
+Row = dict[str, object]
+
+
+def run(output: Path, options: list[str]) -> None:
+    """Train everything that ``output`` does not hold yet and copy the rows to the results."""
+    command = [sys.executable, str(ROOT / "examples" / "train.py"), "--balance", *METHODS, "--seeds", *map(str, SEEDS)]
+    subprocess.run([*command, "--output", str(output), "--resume", *options], check=True)
+    RESULTS.mkdir(exist_ok=True)
+    shutil.copy(output / "rows.jsonl", ROWS)
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Held-out change against the base model per reward over steps, and the shares of conflicting steps."""
+    base = {row["metric"]: row["value"] for row in rows if row["method"] == BASE}
+    rewards = [metric.split("/")[1] for metric in base if not metric.endswith("/stderr")]
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
+    for ax, reward in zip(axes.flat, rewards, strict=False):
+        _curves(ax, [row for row in rows if row["metric"] == f"heldout/{reward}"], base[f"heldout/{reward}"])
+        ax.axhspan(-base[f"heldout/{reward}/stderr"], base[f"heldout/{reward}/stderr"], color="black", alpha=0.1, lw=0)
+        ax.set_title(f"{reward}: change on held-out prompts", fontsize=10)
+    axes.flat[0].legend(fontsize=8)
+    _conflicts(axes.flat[5], rows)
+    shown = next(row for row in rows if row["method"] != BASE)
+    figure.suptitle(
+        f"Tiny SD3-type model, {len(SEEDS)} seeds (thin: each seed, thick: mean; grey: standard error of the base over "
+        f"images). {shown['hardware']}, torch {shown['versions']['torch']}",
+        fontsize=9,
+    )
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def _curves(ax: Axes, rows: list[dict], start: float) -> None:
+    by_run: dict[tuple[str, int], list[tuple[int, float]]] = defaultdict(list)
+    for row in rows:
+        if row["method"] != BASE:
+            by_run[row["method"], row["seed"]].append((row["step"], row["value"] - start))
+    for method in METHODS:
+        curves = [[(0, 0.0), *points] for (name, _), points in by_run.items() if name == method]
+        for curve in curves:
+            ax.plot(*zip(*curve, strict=True), color=COLOURS[method], lw=0.6, alpha=0.6)
+        steps = [step for step, _ in curves[0]]
+        values = [mean(points) for points in zip(*([value for _, value in curve] for curve in curves), strict=True)]
+        ax.plot(steps, values, color=COLOURS[method], lw=2.2, label=method)
+    ax.axhline(0, color="black", lw=0.8)
+    ax.set_xlabel("optimizer step")
+
+
+def _conflicts(ax: Axes, rows: list[dict]) -> None:
+    for offset, metric in enumerate(("gradient", "adamw")):
+        for place, method in enumerate(METHODS):
+            found = [
+                100 * row["value"]
+                for row in rows
+                if row["method"] == method and row["metric"] == f"conflict_share/{metric}"
+            ]
+            x = place + 0.4 * offset - 0.2
+            ax.bar(x, mean(found), width=0.38, color=COLOURS[method], alpha=1 - 0.5 * offset)
+            ax.plot([x] * len(found), found, "k.", ms=4)
+    ax.set_xticks(range(len(METHODS)), METHODS)
+    ax.set_ylabel("%")
+    ax.set_title("steps against at least one reward\n(left: combined gradient, right: AdamW's step)", fontsize=10)
+
+
+def main() -> None:
+    """Run if asked to, then plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plot", action="store_true", help="only draw from the committed rows")
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "main_job", help="where runs are kept")
+    arguments, options = parser.parse_known_args()
+    if not arguments.plot:
+        run(arguments.output, options)
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
+    plot(rows, RESULTS / "main_job.png")
+    print(RESULTS / "main_job.png")
+
+
+if __name__ == "__main__":
+    main()
