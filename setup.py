@@ -34,7 +34,7 @@ setup(
         ],
         "bench": [
             "quadprog",
-            "torchjd[quadprog_projector]>=0.18",  # first with that extra, which its UPGrad and DualProj need
+            "torchjd[quadprog-projector]>=0.18",  # first with that extra, which its UPGrad and DualProj need
         ],
         "examples": [
             "diffusers>=0.34",  # SD3Transformer2DModel with adapters as used by examples/train.py

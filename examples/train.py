@@ -68,7 +68,8 @@ def main() -> None:
 def config_of(arguments: argparse.Namespace, method: str, seed: int) -> Config:
     """The config of one run, from the command line."""
     names = {field.name for field in fields(Config)} - {"method", "seed"}
-    return Config(method=method, seed=seed, **{name: getattr(arguments, name) for name in names})
+    values = {name: getattr(arguments, name) for name in names}
+    return Config(method=method, seed=seed, **{**values, "prompts": tuple(arguments.prompts)})
 
 
 def parse() -> argparse.Namespace:
@@ -82,8 +83,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="continue the runs found in --output")
     for field in fields(Config):
         if field.name not in ("method", "seed"):
-            kind = json.loads if isinstance(field.default, bool) else type(field.default)
-            parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+            option, default = f"--{field.name.replace('_', '-')}", field.default
+            if isinstance(default, tuple):
+                parser.add_argument(option, type=type(default[0]), nargs=len(default), default=default)
+            else:
+                kind = json.loads if isinstance(default, bool) else type(default)
+                parser.add_argument(option, type=kind, default=default)
     return parser.parse_args()
 
 

@@ -61,8 +61,8 @@ def group_advantages(
         with_counts: also return :class:`DegenerateGroups`.
 
     Returns:
-        Advantages [K, B], NaN where the reward does not apply. A group of one sample or of zero spread has 0:
-        it carries no signal.
+        Advantages [K, B] in the dtype of ``rewards`` (the default dtype for integers), NaN where the reward does
+        not apply. A group of one sample or of zero spread has 0: it carries no signal.
 
     Raises:
         ValueError: shapes that disagree, infinite scores, an unknown ``std``.
@@ -96,8 +96,9 @@ def group_advantages(
         overall = scores.sum(1, keepdim=True) / total
         spread = (torch.where(valid, scores - overall, 0).square().sum(1, keepdim=True) / total).sqrt()
     flat = (equal | (count <= 1)).gather(1, index)
-    advantages = torch.where(flat, 0, centred / (spread + epsilon)).to(rewards.dtype)
-    advantages = torch.where(valid, advantages, torch.nan)
+    advantages = torch.where(flat, 0, centred / (spread + epsilon))
+    dtype = rewards.dtype if rewards.is_floating_point() else torch.get_default_dtype()
+    advantages = torch.where(valid, advantages, torch.nan).to(dtype)
     if not with_counts:
         return advantages
     return advantages, DegenerateGroups(single=(count == 1).sum(1), equal=equal.sum(1))

@@ -14,6 +14,8 @@ from .min_norm import check_floor, simplex_vertices, solve_on_simplex
 
 Weighting = Callable[[Tensor], Tensor]
 
+_ROUNDING = 8.0
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -83,15 +85,20 @@ class BalanceRule:
         """Whether the rewards are measured without acting on the update."""
         return self.balancer == "observe"
 
-    def solve(self, gram: Tensor, active: Tensor) -> Solution:
-        """Weights from the Gram [K, K] of the rewards; rows that are not ``active`` [K] are ignored."""
+    def solve(self, gram: Tensor, active: Tensor, resolution: float = 0.0) -> Solution:
+        """Weights from the Gram [K, K] of the rewards; rows that are not ``active`` [K] are ignored.
+
+        ``resolution`` is the relative precision that the Gram was computed with: a group whose members cancel down to
+        that level has no direction of its own and leaves the simplex.
+        """
         on = active.to(gram.dtype)
         gram = torch.where(active.unsqueeze(-1) & active, gram, 0)
         members = self.membership.to(gram) * on
         members = members / members.sum(-1, keepdim=True).clamp_min(1)
         slots = members @ gram @ members.mT
         norms = slots.diagonal().clamp_min(0).sqrt()
-        running = norms > 0
+        noise = _ROUNDING * resolution * (members @ gram.diagonal())
+        running = (norms > 0) & (norms.square() >= noise)
         if self.prior is not None:
             running = running & (self.prior.to(norms) > 0)
         inverse = torch.where(running, 1 / norms, 0.0) if self.normalize else running.to(gram)

@@ -92,12 +92,14 @@ class GradientBank:
 
 @torch.no_grad()
 def add_to_grad(parameters: Sequence[Tensor], gradients: Iterable[Tensor | None]) -> None:
-    """Accumulate into ``.grad`` as autograd does: the first gradient is stored, later ones are added."""
+    """Accumulate into ``.grad`` as autograd does: a copy of the first gradient is stored, later ones are added.
+
+    A copy, because autograd may hand out one tensor for two parameters, or an expanded one.
+    """
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
             continue
-        gradient = gradient.to(parameter.dtype)
         if parameter.grad is None:
-            parameter.grad = gradient
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
         else:
             parameter.grad += gradient

@@ -14,7 +14,9 @@ from .separable import SeparableLoss
 class GradientCollector:
     """Accumulates over micro-steps until the step is balanced.
 
-    With coefficients given, rewards are mixed at once and land in ``.grad`` too: the step between refreshes.
+    With coefficients given, rewards are mixed at once and land in ``.grad`` too: the step between refreshes. A reward
+    whose loss is not finite then is left out of that micro-step and noted in ``left_out``; ``contributed`` tells
+    whether any reward was mixed in.
 
     Args:
         rewards: names of the K rewards.
@@ -30,6 +32,8 @@ class GradientCollector:
     def clear(self) -> None:
         """Start a new step."""
         self.bank.clear()
+        self.left_out = [False] * len(self.rewards)
+        self.contributed = False
         self.collected = False
         self.closed = False
         self.scaler: torch.amp.GradScaler | None = None
@@ -61,7 +65,10 @@ class GradientCollector:
             )
         else:
             if self._acting:
-                terms.append(combine_losses(losses, scalars, coefficients))
+                mixed, left_out = combine_losses(losses, scalars, coefficients, self.scaler is not None)
+                terms.append(mixed)
+                self.contributed |= mixed is not None
+                self._leave_out(left_out)
             rest = self._scaled(total(terms))
         if rest is not None:
             gradients = torch.autograd.grad(rest, parameters, retain_graph=retain_graph, allow_unused=True)
@@ -72,6 +79,7 @@ class GradientCollector:
         """Take what lands in ``.grad`` inside the block for ``reward``; ``.grad`` is restored."""
         if reward not in self.rewards:
             raise ValueError(f"collect of the unknown reward {reward!r}: known are {list(self.rewards)}")
+        collected = self.collected
         self._begin()
         index, parameters = self.rewards.index(reward), self._parameters()
         outside = [parameter.grad for parameter in parameters]
@@ -84,10 +92,16 @@ class GradientCollector:
             for parameter, gradient in zip(parameters, outside, strict=True):
                 parameter.grad = gradient
         if all(gradient is None for gradient in gradients):
+            self.collected = collected
             raise ValueError(f"no gradient reached the parameters in collect({reward!r}): call backward in the block")
         if coefficients is None:
             self.bank.add(index, parameters, gradients)
-        elif self._acting and all(bool(g.isfinite().all()) for g in gradients if g is not None):
+        elif not self._acting:
+            return
+        elif not all(bool(g.isfinite().all()) for g in gradients if g is not None):
+            self._leave_out([index])
+        else:
+            self.contributed = True
             factor = coefficients[index]
             add_to_grad(parameters, [None if g is None else g * factor.to(g) for g in gradients])
 
@@ -95,6 +109,10 @@ class GradientCollector:
         """Add Σ c_k g_k over ``rows`` to ``.grad``."""
         for parameter, gradient in self.bank.combined(coefficients, rows):
             add_to_grad([parameter], [gradient])
+
+    def _leave_out(self, rewards: Sequence[int]) -> None:
+        for index in rewards:
+            self.left_out[index] = True
 
     def _begin(self) -> None:
         if self.closed:

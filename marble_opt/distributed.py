@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .bank import GradientBank
+from .collector import GradientCollector
 
 REDUCTIONS = ("mean", "sum")
 
@@ -24,29 +24,34 @@ def refuse_sharded(parameters: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def reduce_step(
-    bank: GradientBank, parameters: Sequence[Tensor], group: dist.ProcessGroup | None, reduction: str
+    collector: GradientCollector, parameters: Sequence[Tensor], group: dist.ProcessGroup | None, reduction: str
 ) -> None:
-    """All-reduce the bank, its flags and ``.grad`` in one collective, in place.
+    """All-reduce the bank, its flags and ``.grad`` in place: a small collective to agree on shapes, one for the data.
 
-    A reward is offered if any rank offered it; a NaN on one rank reaches all, so that all ranks leave
-    the same rewards out. ``"mean"`` averages over ranks, as DDP does; ``"sum"`` adds, for losses whose
-    normalisers count the samples of all ranks.
+    A reward is offered if any rank offered it. On a refresh a NaN on one rank reaches all, so that all ranks leave the
+    same rewards out; between refreshes a loss that is not finite is left out on its own rank and counted on all.
+    ``"mean"`` averages over ranks, as DDP does; ``"sum"`` adds, for losses whose normalisers count the samples of all
+    ranks.
     """
     refuse_sharded(parameters)
-    collecting = any(bank.offered) or len(bank) > 0
-    flags = torch.tensor([*bank.offered, collecting], device=parameters[0].device, dtype=torch.float32)
-    # Which ranks have rows in the bank must be agreed on before shapes can be.
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=group)
-    offered = flags.bool().tolist()
-    tensors: list[Tensor] = []
-    if offered[-1]:
-        bank.complete(parameters)
-        bank.offered = offered[:-1]
-        tensors += [bank.blocks[parameter] for parameter in parameters]
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        tensors.append(parameter.grad)
+    bank, size = collector.bank, collector.bank.size
+    flags = [*bank.offered, *collector.left_out, collector.contributed]
+    flags += [parameter in bank.blocks for parameter in parameters]
+    flags += [parameter.grad is not None for parameter in parameters]
+    agreed = torch.tensor(flags, device=parameters[0].device, dtype=torch.uint8)
+    dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=group)
+    on = agreed.bool().tolist()
+    bank.offered, collector.left_out, collector.contributed = on[:size], on[size : 2 * size], on[2 * size]
+    has_rows, has_grad = on[2 * size + 1 : -len(parameters)], on[-len(parameters) :]
+    bank.complete([parameter for parameter, needed in zip(parameters, has_rows, strict=True) if needed])
+    tensors = [bank.blocks[parameter] for parameter, needed in zip(parameters, has_rows, strict=True) if needed]
+    for parameter, needed in zip(parameters, has_grad, strict=True):
+        if needed:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            tensors.append(parameter.grad)
+    if not tensors:
+        return
     dtype = max((tensor.dtype for tensor in tensors), key=lambda kind: torch.finfo(kind).bits)
     flat = torch.cat([tensor.flatten().to(dtype) for tensor in tensors])
     dist.all_reduce(flat, group=group)

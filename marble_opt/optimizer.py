@@ -153,8 +153,11 @@ class Marble(OptimizerWrapper):
         if self._collector.closed or not self._collector.collected:
             return self.report
         parameters = self._parameters()
+        # A parameter that was frozen since its backward (an adapter switched off, say) still counts.
+        known = set(parameters)
+        parameters += [parameter for parameter in self._collector.bank.blocks if parameter not in known]
         if world_size(self.process_group) > 1:
-            reduce_step(self._collector.bank, parameters, self.process_group, self.reduction)
+            reduce_step(self._collector, parameters, self.process_group, self.reduction)
         if self.refreshing:
             self._refresh(parameters)
         else:
@@ -191,11 +194,7 @@ class Marble(OptimizerWrapper):
             )
         self.balance()
         if self._dropped:
-            warnings.warn(
-                f"step not taken ({self._memory.dropped_steps} so far): no reward had a usable gradient, or the "
-                "combined gradient is not finite; Marble.report counts them per reward",
-                stacklevel=3,
-            )
+            self._warn_dropped()
         else:
             self._base_step()
         self._finish_step()
@@ -232,17 +231,18 @@ class Marble(OptimizerWrapper):
 
     def _reuse(self, parameters: list[Tensor]) -> None:
         norms = [p.grad.norm() for p in parameters if p.grad is not None]
-        self._dropped = not norms or not bool(torch.stack(norms).isfinite().all())
-        self._memory, self.report = reuse(self.report, self._memory, self._dropped)
+        acts = self._collector.contributed or self._rule.observing
+        self._dropped = not (acts and norms and bool(torch.stack(norms).isfinite().all()))
+        self._memory, self.report = reuse(self.report, self._memory, self._collector.left_out, self._dropped)
 
     def _base_step(self) -> None:
         bank = self._collector.bank
         if not (self.track_step and bank and self.report):
             self.base.step()
             return
-        before = {parameter: parameter.detach().clone() for parameter in bank.blocks}
+        before = [(parameter, parameter.detach().clone()) for parameter in self._parameters()]
         self.base.step()
-        moved = [(parameter, old - parameter.detach()) for parameter, old in before.items()]
+        moved = [(parameter, old - parameter.detach()) for parameter, old in before]
         length = torch.stack([vector.norm() for _, vector in moved]).norm()
         self.report = replace(self.report, step_cosines=bank.products(moved) / (length * self.report.norms))
 
@@ -250,7 +250,17 @@ class Marble(OptimizerWrapper):
         with torch.enable_grad():
             result = closure()
         self.balance()
+        if self._dropped:
+            self._warn_dropped()
+            self.base.zero_grad()
         return result
+
+    def _warn_dropped(self) -> None:
+        warnings.warn(
+            f"step not taken ({self._memory.dropped_steps} so far): no reward had a usable gradient, or the "
+            "combined gradient is not finite; Marble.report counts them per reward",
+            stacklevel=4,
+        )
 
     def _finish_step(self) -> None:
         if not self._collector.collected:
@@ -263,7 +273,10 @@ class Marble(OptimizerWrapper):
     def _own_state(self) -> dict[str, Any]:
         return self._memory.state_dict()
 
-    def _load_own_state(self, state: dict[str, Any] | None) -> None:
+    def _checked_own_state(self, state: dict[str, Any] | None) -> MarbleState:
         fresh = MarbleState.new(self._rule.rewards, self._rule.slots)
-        self._memory, self.report = fresh if state is None else fresh.load(state), None
+        return fresh if state is None else fresh.load(state)
+
+    def _set_own_state(self, own: MarbleState) -> None:
+        self._memory, self.report = own, None
         self._start_step()

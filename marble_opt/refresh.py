@@ -23,8 +23,8 @@ class Refresh(NamedTuple):
 def refresh(full: Tensor, offered: list[bool], rule: BalanceRule, memory: MarbleState, ema: float) -> Refresh:
     """Solve for the coefficients of one step.
 
-    A reward is active if it was offered and its gradient is finite and not zero. This is where the device is
-    waited for: K + 2 flags are read.
+    A reward is active if it was offered and its gradient is finite and not zero. A balancer that returns NaN or inf
+    makes no step and is not remembered. This is where the device is waited for: K + 1 flags are read.
 
     Args:
         full: Gram [K + 1, K + 1], the last row being the shared gradient.
@@ -34,23 +34,24 @@ def refresh(full: Tensor, offered: list[bool], rule: BalanceRule, memory: Marble
         ema: ρ of the weights' moving average.
     """
     size = len(rule.rewards)
+    resolution = torch.finfo(full.dtype).eps
     memory, full = memory.to(full.device), full.to(memory.alpha.dtype)
     energy = full.diagonal()[:size]
     was_offered = torch.tensor(offered, device=full.device)
     finite = torch.isfinite(energy)
     active = was_offered & finite & (energy > 0)
-    solution = rule.solve(full[:size, :size], active)
+    solution = rule.solve(full[:size, :size], active, resolution)
     stored, seen = smooth(memory.alpha, memory.seen, solution.alpha, solution.active, ema)
     alpha = _applied(stored, solution, rule)
     coefficients = rule.coefficients(alpha, solution)
-    summary = torch.stack([solution.active.any() | rule.observing, torch.isfinite(full[-1, -1])])
-    *flags, some, shared_finite = torch.cat([active, summary]).tolist()
-    usable = some and shared_finite
+    solved = torch.isfinite(coefficients).all()
+    acts = ((coefficients != 0).any() | rule.observing) & torch.isfinite(full[-1, -1]) & solved
+    *flags, usable = torch.cat([active, acts.view(1)]).tolist()
     new = replace(
         memory,
-        alpha=stored,
-        seen=seen,
-        coefficients=torch.where(active, coefficients, memory.coefficients),
+        alpha=torch.where(solved, stored, memory.alpha),
+        seen=torch.where(solved, seen, memory.seen),
+        coefficients=torch.where(active & solved, coefficients, memory.coefficients),
         skipped=memory.skipped + (~active).to(torch.int64),
         nonfinite=memory.nonfinite + (was_offered & ~finite).to(torch.int64),
         dropped_steps=memory.dropped_steps + (not usable),
@@ -74,9 +75,17 @@ def refresh(full: Tensor, offered: list[bool], rule: BalanceRule, memory: Marble
     return Refresh(report, new, [index for index, on in enumerate(flags) if on], usable)
 
 
-def reuse(report: Balance | None, memory: MarbleState, dropped: bool) -> tuple[MarbleState, Balance | None]:
-    """Memory and report of a step between refreshes."""
-    memory = replace(memory, dropped_steps=memory.dropped_steps + dropped)
+def reuse(
+    report: Balance | None, memory: MarbleState, left_out: list[bool], dropped: bool
+) -> tuple[MarbleState, Balance | None]:
+    """Memory and report of a step between refreshes; rewards ``left_out`` of a micro-step are counted."""
+    missed = torch.tensor(left_out, device=memory.skipped.device).to(torch.int64)
+    memory = replace(
+        memory,
+        skipped=memory.skipped + missed,
+        nonfinite=memory.nonfinite + missed,
+        dropped_steps=memory.dropped_steps + dropped,
+    )
     if report is None:
         return memory, None
     return memory, replace(
@@ -84,6 +93,8 @@ def reuse(report: Balance | None, memory: MarbleState, dropped: bool) -> tuple[M
         step=memory.steps,
         refreshed=False,
         dropped=dropped,
+        skipped=memory.skipped,
+        nonfinite=memory.nonfinite,
         dropped_steps=memory.dropped_steps,
         step_cosines=None,
     )

@@ -75,14 +75,21 @@ def total(terms: Sequence[Tensor | None]) -> Tensor | None:
     return torch.stack(present).sum() if present else None
 
 
-def combine_losses(losses: Losses, scalars: Sequence[Tensor | None], coefficients: Tensor) -> Tensor | None:
-    """Σ c_k loss_k as one scalar; ``None`` if no reward applies. A loss that is not finite is left out."""
-    if isinstance(losses, SeparableLoss):
-        return losses.combined(coefficients)
+def combine_losses(
+    losses: Losses, scalars: Sequence[Tensor | None], coefficients: Tensor, scaled: bool
+) -> tuple[Tensor | None, list[int]]:
+    """Σ c_k loss_k as one scalar (``None`` if nothing is left), and the rewards whose loss is not finite.
+
+    Those are left out; but if that leaves none under a loss scaler, they stay in, for the scaler to see.
+    """
     present = [(index, loss) for index, loss in enumerate(scalars) if loss is not None]
     if not present:
-        return None
+        return None, []
+    if isinstance(losses, SeparableLoss):
+        return losses.combined(coefficients), []
     finite = torch.isfinite(torch.stack([loss.detach() for _, loss in present])).tolist()
-    return total(
-        [coefficients[index].to(loss) * loss for (index, loss), keep in zip(present, finite, strict=True) if keep]
-    )
+    kept = [pair for pair, keep in zip(present, finite, strict=True) if keep]
+    left_out = [index for (index, _), keep in zip(present, finite, strict=True) if not keep]
+    if not kept and scaled:
+        kept = present
+    return total([coefficients[index].to(loss) * loss for index, loss in kept]), left_out

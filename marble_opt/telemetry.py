@@ -22,7 +22,7 @@ class Balance:
     ``coefficients`` [K] multiply the raw gradients, ``gram`` [K + 1, K + 1] has the shared gradient (what
     ``.grad`` held before balancing) as its last row, ``gap`` is the duality gap of the solve on the
     normalised Gram. ``skipped``, ``nonfinite`` [K] and ``dropped_steps`` count since the
-    start: refreshes that a reward sat out, those among them with NaN or inf, and steps not taken at all.
+    start: steps that a reward sat out, those among them because of NaN or inf, and steps not taken at all.
     ``step_cosines`` [K] is filled by ``Marble(track_step=True)``: the cosine of each reward's gradient with minus
     the change of the parameters, which under AdamW is another vector than the combined gradient.
     """

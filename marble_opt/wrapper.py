@@ -10,7 +10,8 @@ class OptimizerWrapper(Optimizer):
     """Shares ``param_groups``, ``state`` and ``defaults`` with ``base`` and keeps its own state apart.
 
     The three are properties, because the base optimizer replaces the objects when it loads a state dict. Subclasses
-    name a key of the state dict for their own state and fill in ``_own_state`` and ``_load_own_state``.
+    name a key of the state dict for their own state and fill in ``_own_state``, ``_checked_own_state`` and
+    ``_set_own_state``.
 
     Args:
         base: any ``torch.optim.Optimizer``.
@@ -61,16 +62,20 @@ class OptimizerWrapper(Optimizer):
         state = dict(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state = pre_hook(self, state) or state
-        # Checked before the base optimizer changes, so that a refused state dict changes nothing.
-        self._load_own_state(state.pop(self._state_key, None))
+        # Checked before and set after the base optimizer's, so that a refused state dict changes nothing.
+        own = self._checked_own_state(state.pop(self._state_key, None))
         self.base.load_state_dict(state)
+        self._set_own_state(own)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
     def _own_state(self) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _load_own_state(self, state: dict[str, Any] | None) -> None:
+    def _checked_own_state(self, state: dict[str, Any] | None) -> Any:
+        raise NotImplementedError
+
+    def _set_own_state(self, own: Any) -> None:
         raise NotImplementedError
 
     def _base_needs_closure(self) -> bool:

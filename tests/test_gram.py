@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from families import FAMILIES
-from toys import normal
 from torch import Generator, Tensor
 
+from families import FAMILIES
 from marble_opt import gram_matrix
 from marble_opt.gram import gram_of_blocks
+from toys import normal
 
 
 def as_lists(rows: Tensor) -> list[list[Tensor | None]]:

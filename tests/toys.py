@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from marble_opt import Marble
+from marble_opt import Marble, SeparableLoss
 
 NAMES = ("a", "b", "c", "d", "e")
 SHAPES = ((2, 3), (4,))
@@ -62,6 +62,20 @@ def balanced(rows: Tensor, **options: Any) -> tuple[Tensor, Marble]:
     opt.backward(linear_losses(params, rows))
     opt.balance()
     return grads(params), opt
+
+
+def reward_gradients(params: Iterable[Tensor], loss: SeparableLoss) -> Tensor:
+    """The gradients [K, P] that Marble collects: with one fixed weight of 1 it hands on that reward's own."""
+    params = list(params)
+    names = [f"r{k}" for k in range(loss.num_rewards)]
+    rows = []
+    for name in names:
+        opt = Marble(torch.optim.SGD(params, lr=0.0), names, normalize=False, balancer={name: 1.0})
+        opt.backward(SeparableLoss(loss.prediction, loss.terms, loss.weights), retain_graph=True)
+        opt.balance()
+        rows.append(grads(params))
+        opt.zero_grad()
+    return torch.stack(rows)
 
 
 def last_coefficients(opt: Marble) -> Tensor:

@@ -12,15 +12,15 @@ class Config:
 
     ``method``: ``sum`` adds the raw rewards, ``gdpo`` z-scores each reward per prompt and adds (arXiv 2601.05242),
     ``equal`` gives each reward's unit gradient the weight 1/K, ``marble`` the min-norm weights.
-    ``prompts`` × ``images`` rollouts make one optimizer step of ``timesteps`` micro-steps. ``beta`` and ``kl`` are
-    DiffusionNFT's β and λ_KL. ``refresh_every`` and ``ema`` are Marble's; with ``sum`` and ``gdpo``, the rewards'
-    gradients are measured on every ``refresh_every``-th step.
+    ``prompts`` (per kind: general, text, composition) × ``images`` rollouts make one optimizer step of ``timesteps``
+    micro-steps. ``beta`` and ``kl`` are DiffusionNFT's β and λ_KL. ``refresh_every`` and ``ema`` are Marble's; with
+    ``sum`` and ``gdpo``, the rewards' gradients are measured on every ``refresh_every``-th step.
     """
 
     method: str = "marble"
     seed: int = 0
     steps: int = 24
-    prompts: int = 12
+    prompts: tuple[int, int, int] = (3, 6, 6)
     images: int = 8
     sampling_steps: int = 10
     timesteps: int = 3
@@ -41,8 +41,8 @@ class Config:
         for name in ("steps", "images", "sampling_steps", "timesteps", "rank", "eval_prompts", "eval_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.prompts < 3 or self.prompts % 3:
-            raise ValueError(f"prompts must be a multiple of 3 (one share per kind of caption), got {self.prompts}")
+        if len(self.prompts) != 3 or min(self.prompts) < 0 or not sum(self.prompts):
+            raise ValueError(f"prompts must be three counts (general, text, composition), got {self.prompts}")
         if self.images < 2:
             raise ValueError("images must be at least 2: an advantage compares the images of one prompt")
         if self.timesteps > self.sampling_steps:

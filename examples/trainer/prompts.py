@@ -1,17 +1,17 @@
-"""Which prompts a step trains on: stratified over the kinds, a pure function of seed and step."""
+"""Which prompts a step trains on: stratified over the kinds of caption, a pure function of seed and step."""
 
 import numpy as np
 
 from tiny.captions import KINDS, Caption, split
 
 
-def training_prompts(seed: int, step: int, count: int) -> list[Caption]:
-    """``count`` training captions, the same number of each kind; equal for equal (seed, step)."""
+def training_prompts(seed: int, step: int, counts: tuple[int, ...]) -> list[Caption]:
+    """``counts`` training captions of the kinds general, text, composition; equal for equal (seed, step)."""
     rng = np.random.default_rng((seed, step))
     chosen = []
-    for kind in KINDS:
+    for kind, count in zip(KINDS, counts, strict=True):
         captions = split(kind, held_out=False)
-        chosen += [captions[i] for i in rng.choice(len(captions), count // len(KINDS), replace=False)]
+        chosen += [captions[i] for i in rng.choice(len(captions), count, replace=False)]
     return chosen
 
 

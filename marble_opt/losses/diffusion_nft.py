@@ -63,7 +63,7 @@ def diffusion_nft(
     negative = _matching(x_t - time * ((1 + beta) * old - beta * prediction), x_0)
     valid = ~torch.isnan(advantages)
     r = torch.where(valid, advantages, 0).clamp(-adv_clip, adv_clip) / (2 * adv_clip) + 0.5
-    scale = valid * (adv_clip / beta) / normalisers(valid, counts)
+    scale = valid.to(r.dtype) * (adv_clip / beta) / normalisers(valid, counts)
     if anchor == "per_reward":
         return SeparableLoss(prediction, torch.stack([positive, negative]), torch.stack([r * scale, (1 - r) * scale]))
     used = valid.any(0)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from tiny import quality
 from tiny.captions import KINDS, SHAPES, Group, composition_caption, random_caption, split, text_caption
 from tiny.composition import composition_score, find_objects

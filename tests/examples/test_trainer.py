@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tiny.captions import KINDS
 from tiny.model import TinyModel
 from trainer import checkpoint
@@ -15,7 +16,15 @@ from trainer.rollout import Rollout, gdpo_advantages, summed_advantages
 from trainer.table import table, worst_cosine
 from trainer.trainer import Trainer
 
-SMALL = {"prompts": 3, "images": 3, "sampling_steps": 2, "timesteps": 1, "steps": 3, "eval_prompts": 2, "rank": 2}
+SMALL = {
+    "prompts": (1, 1, 1),
+    "images": 3,
+    "sampling_steps": 2,
+    "timesteps": 1,
+    "steps": 3,
+    "eval_prompts": 2,
+    "rank": 2,
+}
 
 
 def weights(trainer: Trainer) -> list[torch.Tensor]:
@@ -95,10 +104,10 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_prompts_are_stratified_and_a_function_of_seed_and_step() -> None:
-    prompts = training_prompts(1, 2, 12)
-    assert [sum(prompt.kind == kind for prompt in prompts) for kind in KINDS] == [4, 4, 4]
-    assert prompts == training_prompts(1, 2, 12)
-    assert prompts != training_prompts(1, 3, 12)
+    prompts = training_prompts(1, 2, (2, 3, 4))
+    assert [sum(prompt.kind == kind for prompt in prompts) for kind in KINDS] == [2, 3, 4]
+    assert prompts == training_prompts(1, 2, (2, 3, 4))
+    assert prompts != training_prompts(1, 3, (2, 3, 4))
 
 
 def test_mixed_advantages_follow_their_definitions() -> None:
@@ -142,7 +151,7 @@ def test_table_names_every_reward_and_the_conflict_shares() -> None:
     ("options", "message"),
     [
         ({"method": "mean"}, "method must be one of"),
-        ({"prompts": 4}, "multiple of 3"),
+        ({"prompts": (1, 1)}, "three counts"),
         ({"images": 1}, "at least 2"),
         ({"timesteps": 20}, "drawn from"),
         ({"lr": 0.0}, "positive"),

@@ -1,0 +1,65 @@
+"""`import marble_opt` needs torch and numpy only."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+OPTIONAL = (
+    "triton",
+    "diffusers",
+    "peft",
+    "transformers",
+    "accelerate",
+    "cvxpy",
+    "osqp",
+    "qpth",
+    "scipy",
+    "matplotlib",
+    "tensorboard",
+    "torchjd",
+    "quadprog",
+)
+HOOK = f"""
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {OPTIONAL!r}:
+            raise ImportError(f"refused {{name}}")
+
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    checkout = Path(__file__).parents[1]
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=checkout, timeout=120)
+
+
+def test_a_step_runs_without_any_optional_package() -> None:
+    done = python(
+        HOOK + "import torch, marble_opt\n"
+        "p = torch.nn.Parameter(torch.ones(3))\n"
+        "opt = marble_opt.Marble(torch.optim.SGD([p], lr=1.0), rewards=['a', 'b'])\n"
+        "opt.backward({'a': p.sum(), 'b': p[0] * 2}, shared=p[1] * 0)\n"
+        "opt.step()\n"
+        "print(opt.report.scalars()['balance/conflict'])\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "0.0"
+
+
+def test_the_hook_refuses() -> None:
+    # Without this the test above could pass because the hook does nothing.
+    done = python(HOOK + "import scipy.sparse")
+    assert "refused scipy" in done.stderr
+
+
+def test_public_names_exist() -> None:
+    import marble_opt
+
+    assert all(hasattr(marble_opt, name) for name in marble_opt.__all__)
+    assert sorted(marble_opt.__all__) == marble_opt.__all__
+    assert {"Marble", "SeparableLoss", "gram_matrix", "group_advantages", "losses", "solve_min_norm"} <= set(
+        marble_opt.__all__
+    )
