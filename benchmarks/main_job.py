@@ -78,7 +78,7 @@ def _curves(ax: Axes, rows: list[dict], start: float) -> None:
 
 
 def _conflicts(ax: Axes, rows: list[dict]) -> None:
-    for offset, metric in enumerate(("gradient", "adamw")):
+    for offset, metric in enumerate(("gradient", "step")):
         for place, method in enumerate(METHODS):
             found = [
                 100 * row["value"]
@@ -90,7 +90,7 @@ def _conflicts(ax: Axes, rows: list[dict]) -> None:
             ax.plot([x] * len(found), found, "k.", ms=4)
     ax.set_xticks(range(len(METHODS)), METHODS)
     ax.set_ylabel("%")
-    ax.set_title("steps against at least one reward\n(left: combined gradient, right: AdamW's step)", fontsize=10)
+    ax.set_title("steps against at least one reward\n(left: combined gradient, right: step taken)", fontsize=10)
 
 
 def main() -> None:

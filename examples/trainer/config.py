@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 METHODS = ("sum", "gdpo", "equal", "marble")
+OPTIMIZERS = ("sgd", "adamw")
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,9 @@ class Config:
     ``method``: ``sum`` adds the raw rewards, ``gdpo`` z-scores each reward per prompt and adds (arXiv 2601.05242),
     ``equal`` gives each reward's unit gradient the weight 1/K, ``marble`` the min-norm weights.
     ``prompts`` (per kind: general, text, composition) × ``images`` rollouts make one optimizer step of ``timesteps``
-    micro-steps. ``beta`` and ``kl`` are DiffusionNFT's β and λ_KL. ``refresh_every`` and ``ema`` are Marble's; with
+    micro-steps. ``optimizer`` is ``sgd`` with momentum 0.9, whose step follows the combined gradient, or ``adamw``, whose
+    step is another vector; ``max_grad_norm`` is below the usual norm, so that all methods take steps of the same length.
+    ``beta`` and ``kl`` are DiffusionNFT's β and λ_KL. ``refresh_every`` and ``ema`` are Marble's; with
     ``sum`` and ``gdpo``, the rewards' gradients are measured on every ``refresh_every``-th step.
     """
 
@@ -23,21 +26,24 @@ class Config:
     prompts: tuple[int, int, int] = (3, 6, 6)
     images: int = 8
     sampling_steps: int = 10
-    timesteps: int = 3
-    lr: float = 4e-4
+    timesteps: int = 2
+    optimizer: str = "sgd"
+    lr: float = 0.75
     rank: int = 16
     beta: float = 0.1
-    kl: float = 1e-3
+    kl: float = 0.1
     refresh_every: int = 1
     ema: float = 0.0
-    max_grad_norm: float = 1.0
-    eval_prompts: int = 40
+    max_grad_norm: float = 0.02
+    eval_prompts: int = 80
     eval_every: int = 12
     track_step: bool = True
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {METHODS}, got {self.method!r}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {OPTIMIZERS}, got {self.optimizer!r}")
         for name in ("steps", "images", "sampling_steps", "timesteps", "rank", "eval_prompts", "eval_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -52,7 +52,7 @@ def _results(base: Evaluation, runs: list[Run]) -> Iterator[tuple[str, int | Non
             yield config.method, config.seed, settings, int(evaluation["step"]), _metrics(evaluation)
         shares = {
             "conflict_share/gradient": run.conflict_share("cosine"),
-            "conflict_share/adamw": run.conflict_share("step_cosine"),
+            "conflict_share/step": run.conflict_share("step_cosine"),
         }
         yield config.method, config.seed, settings, config.steps, shares
 

@@ -25,7 +25,7 @@ class Run:
     def conflict_share(self, prefix: str = "cosine") -> float:
         """Share of measured steps in which the update has a negative cosine with at least one active reward.
 
-        ``prefix`` "cosine" is the combined gradient, "step_cosine" the step that AdamW really took.
+        ``prefix`` "cosine" is the combined gradient, "step_cosine" the step that the optimizer really took.
         """
         worst = [lowest for row in self.history if (lowest := worst_cosine(row, prefix)) is not None]
         return float(np.mean([lowest < 0 for lowest in worst])) if worst else float("nan")
@@ -55,7 +55,10 @@ def table(base: Evaluation, runs: list[Run]) -> str:
         for method in methods:
             cells.append(_cell([run.final.summary() for run in runs if run.config.method == method], name))
         lines.append(_row(name, cells))
-    for prefix, label in (("cosine", "steps in conflict (gradient)"), ("step_cosine", "steps in conflict (AdamW)")):
+    for prefix, label in (
+        ("cosine", "steps in conflict (gradient)"),
+        ("step_cosine", "steps in conflict (step taken)"),
+    ):
         shares = [[run.conflict_share(prefix) for run in runs if run.config.method == method] for method in methods]
         lines.append(_row(label, ["", *(f"{100 * mean(values):.0f} %" for values in shares)]))
     spread = "standard error over held-out images" if len(seeds) == 1 else f"standard deviation over seeds {seeds}"

@@ -18,6 +18,13 @@ _MIXED = {"sum": summed_advantages, "gdpo": gdpo_advantages}
 _USED_SHARE = 0.99
 
 
+def base_optimizer(parameters: list[Tensor], config: Config) -> torch.optim.Optimizer:
+    """The optimizer that Marble wraps."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.lr, momentum=0.9)
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=1e-4)
+
+
 class Trainer:
     """One run. ``history`` has a dictionary of numbers per step; everything is a function of the config.
 
@@ -31,7 +38,7 @@ class Trainer:
         self.adapters = Adapters(model.transformer, config.rank, config.seed)
         parameters = list(self.adapters.parameters("default").values())
         self.optimizer = marble_opt.Marble(
-            torch.optim.AdamW(parameters, lr=config.lr, weight_decay=1e-4),
+            base_optimizer(parameters, config),
             rewards=REWARDS,
             balancer=BALANCERS[config.method],
             refresh_every=config.refresh_every,
