@@ -14,10 +14,10 @@ class Config:
     ``method``: ``sum`` adds the raw rewards, ``gdpo`` z-scores each reward per prompt and adds (arXiv 2601.05242),
     ``equal`` gives each reward's unit gradient the weight 1/K, ``marble`` the min-norm weights.
     ``prompts`` (per kind: general, text, composition) × ``images`` rollouts make one optimizer step of ``timesteps``
-    micro-steps. ``optimizer`` is ``sgd`` with momentum 0.9, whose step follows the combined gradient, or ``adamw``, whose
-    step is another vector; ``max_grad_norm`` is below the usual norm, so that all methods take steps of the same length.
-    ``beta`` and ``kl`` are DiffusionNFT's β and λ_KL. ``refresh_every`` and ``ema`` are Marble's; with
-    ``sum`` and ``gdpo``, the rewards' gradients are measured on every ``refresh_every``-th step.
+    micro-steps. ``optimizer`` is ``sgd`` with momentum 0.9, whose step follows the combined gradient, or ``adamw``,
+    whose step is another vector; ``max_grad_norm`` is below the usual norm, so that all methods take steps of the same
+    length. ``beta`` and ``kl`` are DiffusionNFT's β and λ_KL. ``refresh_every`` and ``ema`` are Marble's; with ``sum``
+    and ``gdpo``, the rewards' gradients are measured on every ``refresh_every``-th step.
     """
 
     method: str = "marble"
