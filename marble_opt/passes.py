@@ -25,7 +25,7 @@ class Sink:
         self.weights = torch.empty(0)
         self.blocks: dict[Tensor, Tensor] = {}
         self.failed: dict[Tensor, str] = {}
-        self.precision: dict[Tensor, torch.dtype] = {}
+        self.precisions: set[torch.dtype] = set()
         self.modules: set[torch.nn.Module] = set()
 
     def receive(self, call: Call, saved: list[Tensor], grad: Tensor) -> None:
@@ -48,19 +48,14 @@ class Sink:
             return
         self.modules.add(call.module)
         for name in names:
-            self._add(call.names[name], found[name], grad.dtype)
+            self._add(call.names[name], found[name])
+        self.precisions |= {grad.dtype, *(tensor.dtype for tensor in saved if tensor.is_floating_point())}
 
-    def _add(self, parameter: Tensor, rows: Tensor, precision: torch.dtype) -> None:
+    def _add(self, parameter: Tensor, rows: Tensor) -> None:
         dtype = torch.promote_types(parameter.dtype, torch.float32)
         rows = rows.to(device=parameter.device, dtype=dtype).reshape(-1, *parameter.shape)
         known = self.blocks.get(parameter)
         self.blocks[parameter] = rows if known is None else known.add_(rows)
-        self.precision[parameter] = min(
-            precision,
-            parameter.dtype,
-            self.precision.get(parameter, precision),
-            key=lambda kind: -torch.finfo(kind).eps,
-        )
 
 
 def refuse(call: Call) -> None:
