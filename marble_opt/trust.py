@@ -10,7 +10,8 @@ from torch import Tensor
 # sample is off by much more, while the two sides round differently wherever gradients pass through that precision
 # (models in fp64 may have norms in fp32).
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-# A gradient that is zero but for rounding (the bias of attention's keys) is noise in both: compared with the usual size.
+# A gradient that is zero but for rounding (the bias of attention's keys) is noise in both: compared with the usual
+# size.
 _NOISE = 4.0
 _ATTEMPTS = 3
 
@@ -47,8 +48,8 @@ def compare(
 
 
 def check_weights(terms: int, batch: int) -> Tensor:
-    """Weights [M, B] that differ by sample, so that a gradient that was booked on the wrong sample shows, and by term, so
-    that terms which pull in opposite directions do not cancel.
+    """Weights [M, B] that differ by sample, so that a gradient that was booked on the wrong sample shows, and by term,
+    so that terms which pull in opposite directions do not cancel.
     """
     return torch.linspace(0.5, 1.5, batch) + torch.arange(terms).unsqueeze(1)
 

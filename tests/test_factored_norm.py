@@ -42,7 +42,10 @@ def around(layer: nn.Module, size: int) -> nn.Module:
 def test_equals_the_loop(name: str, dtype: torch.dtype) -> None:
     make, shape = LAYERS[name]
     model = around(make(), shape[-1]).to(dtype)
-    matches_loop(model, lambda step: model(torch.randn(4, *shape, dtype=dtype)), layers=3)
+    # diffusers takes the mean square in fp32: what passes through it in fp64 is rounded, in the loop as in the engine.
+    rounds = dtype is torch.float64 and name.startswith("diffusers")
+    model.get_submodule("before").requires_grad_(not rounds)
+    matches_loop(model, lambda step: model(torch.randn(4, *shape, dtype=dtype)), layers=3 - rounds)
 
 
 def test_equals_the_loop_for_layer_norm_in_fp32() -> None:

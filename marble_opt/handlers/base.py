@@ -93,7 +93,7 @@ def mix_products(left: Tensor, right: Tensor, weights: Tensor) -> Tensor:
     weights = weights.to(dtype)
     if rewards * middle <= rewards + middle:
         scaled = weights[:, :, None, None] * left.to(dtype)
-        return scaled.view(rewards, -1, outputs).mT @ right.to(dtype).reshape(-1, inputs)
+        return scaled.reshape(rewards, -1, outputs).mT @ right.to(dtype).reshape(-1, inputs)
     result = weights.new_zeros(rewards, outputs * inputs)
     size = max(1, CHUNK_ELEMENTS // (outputs * inputs))
     for start in range(0, rows, size):

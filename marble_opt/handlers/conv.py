@@ -36,7 +36,7 @@ class ConvHandler(Handler):
         conv = cast("nn.Conv1d | nn.Conv2d", module)
         delta, found = grad.flatten(2), {}
         if "weight" in names:
-            per_row = conv.weight[0].numel() * delta.shape[2] * conv.groups
+            per_row = max(conv.weight[0].numel() * delta.shape[2] * conv.groups, conv.weight.numel())
             size = max(1, CHUNK_ELEMENTS // per_row)
             parts = [slice(start, start + size) for start in range(0, len(delta), size)]
             products = [_products(conv, saved[0][part], delta[part], weights[:, part]) for part in parts]
@@ -47,10 +47,13 @@ class ConvHandler(Handler):
 
 
 def _products(conv: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor, weights: Tensor) -> Tensor:
-    patches = _patches(conv, wide(x)).mT
-    lefts, rights = wide(delta).mT.chunk(conv.groups, -1), patches.chunk(conv.groups, -1)
-    groups = [mix_products(left, right, weights) for left, right in zip(lefts, rights, strict=True)]
-    return torch.cat(groups, 1).view(len(weights), *conv.weight.shape)
+    left, right = wide(delta), _patches(conv, wide(x))
+    if conv.groups == 1:
+        products = mix_products(left.mT, right.mT, weights)
+    else:
+        left, right = left.unflatten(1, (conv.groups, -1)), right.unflatten(1, (conv.groups, -1))
+        products = mix(weights, left @ right.mT)
+    return products.reshape(len(weights), *conv.weight.shape)
 
 
 def _patches(conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
