@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .capture import Watch
 from .passes import Sink, cotangents, ordinary, run_passes
-from .plan import Plan, make_plan
+from .plan import UNWATCHED, Plan, make_plan
 from .separable import SeparableLoss
 from .trust import WRONG, Trust, check_weights, compare
 
@@ -218,7 +218,7 @@ class FactoredEngine:
         if plan.covered or plan.hiding:
             passes, reached = run_passes(loss, flows, weights, sink, self._watch, keep, plan.leaves)
             for parameter in reached & sink.wanted - set(sink.blocks):
-                sink.failed.setdefault(parameter, "it is used outside the forward of the layer that owns it")
+                sink.failed.setdefault(parameter, UNWATCHED)
         return sink, passes
 
     def _result(self, plan: Plan, sink: Sink, passes: int, rewards: int) -> FactoredGradients:

@@ -10,6 +10,8 @@ from .passes import layout_problem, refuse
 from .separable import SeparableLoss
 from .survey import survey
 
+UNWATCHED = "it is used past the layer that owns it, or that layer has no handler or was called before it was watched"
+
 
 @dataclass
 class Plan:
@@ -49,9 +51,7 @@ def make_plan(loss: SeparableLoss, wanted: Collection[Tensor], watch: Watch) -> 
         if parameter in beside or past.hiding:
             uncovered[parameter] = "the terms depend on it past `prediction`"
         elif parameter in main.leaked:
-            uncovered[parameter] = (
-                "it is used outside the forward of the layer that owns it, or that layer is not handled"
-            )
+            uncovered[parameter] = UNWATCHED
         else:
             problems = [layout_problem(call, batch) for call in calls.get(parameter, ())]
             problem = next((problem for problem in problems if problem is not None), None)
