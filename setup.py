@@ -17,7 +17,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=["marble_opt", "marble_opt.losses"],
+    packages=["marble_opt", "marble_opt.handlers", "marble_opt.losses"],
     package_data={"marble_opt": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=[

@@ -1,0 +1,267 @@
+"""The factored backward: K per-reward gradients from one pass per term (DESIGN, section 4)."""
+
+import warnings
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from .capture import Watch
+from .passes import Sink, cotangents, ordinary, run_passes
+from .plan import UNWATCHED, Plan, make_plan
+from .separable import SeparableLoss
+from .trust import WRONG, Trust, check_weights, compare
+
+
+@dataclass
+class FactoredGradients:
+    """What :meth:`FactoredEngine.gradients` found.
+
+    ``blocks``: [K, *shape] per covered parameter that the prediction depends on, at least fp32. ``uncovered``: other
+    parameters that it depends on, which need exact passes (:meth:`FactoredEngine.exact`); if there are any, the
+    graph has been kept. ``reasons``: why, by the parameter's name. ``passes``: backward passes run, without the
+    comparisons of the first steps. ``layers``: modules contracted.
+    """
+
+    blocks: dict[Tensor, Tensor]
+    uncovered: list[Tensor]
+    reasons: dict[str, str]
+    passes: int
+    layers: int
+
+
+class FactoredEngine:
+    """All K gradients g_k = Σ_m Σ_i weights[m, k, i] · J_iᵀ u_mi of a :class:`SeparableLoss` from M backward passes.
+
+    u_m = ∂ (Σ_i terms[m, i]) / ∂ prediction is propagated once. Each layer that owns trained parameters multiplies
+    its input and the gradient of its output into per-sample gradients and mixes them with weights[m] [K, B].
+    Ordinary weight gradients are not computed, ``.grad`` and hooks on it (DDP's among them) are not touched, and
+    nothing is kept on modules.
+
+    The samples must be the leading dimension of layers, once or several times block after block (as
+    ``torch.cat([x, x])`` makes it). The contraction of a parameter is compared with its ordinary gradient, under
+    weights that differ by sample, the first times that it is met in a layout; that costs one more backward in those
+    steps. What differs is left uncovered and told once by a warning.
+
+    With a reentrant checkpoint in the graph, which refuses ``torch.autograd.grad``, the passes are plain backwards with
+    every ``.grad`` put aside: then ordinary gradients are computed too and hooks on ``.grad`` fire; run the
+    forward of a DDP model under ``no_sync()``.
+
+    Args:
+        model: the model, or several.
+        verify: compare as said above. Off, only layers are compared whose code is not known (subclasses, modules with
+            bare parameters).
+
+    Raises:
+        TypeError: ``model`` is not made of modules.
+    """
+
+    def __init__(self, model: nn.Module | Iterable[nn.Module], *, verify: bool = True) -> None:
+        roots = [model] if isinstance(model, nn.Module) else list(model)
+        if not roots or not all(isinstance(root, nn.Module) for root in roots):
+            raise TypeError(f"need one or several torch.nn.Module, got {[type(root).__name__ for root in roots]}")
+        self.verify = verify
+        self._watch = Watch(roots)
+        self._trust = Trust()
+        self._told: set[str] = set()
+
+    def gradients(
+        self,
+        loss: SeparableLoss,
+        parameters: Iterable[Tensor],
+        retain_graph: bool = False,
+        scale: Tensor | float = 1.0,
+    ) -> FactoredGradients:
+        """The K gradients of ``loss``.
+
+        A pass whose cotangent is zero for every sample with a weight is skipped.
+
+        Args:
+            loss: computed from the watched model with gradients enabled.
+            parameters: those whose gradients are wanted.
+            retain_graph: keep the graph for another backward.
+            scale: multiplies the cotangents, and so the blocks; for a ``GradScaler``'s factor.
+
+        Raises:
+            ValueError: a layer that mixes samples (BatchNorm in train mode, ``scale_grad_by_freq``), a prediction that
+                the terms were not computed from.
+        """
+        wanted = _trainable(parameters)
+        plan = self._plan(loss, wanted)
+        keys = self._keys(plan, wanted)
+        for parameter, key in keys.items():
+            if key in self._trust.wrong:
+                plan.covered.pop(parameter, None)
+                plan.uncovered[parameter] = "its contraction differs from its ordinary gradient"
+        flows = cotangents(loss, scale)
+        pending = [] if all(flow is None for flow in flows) else self._pending(plan, keys)
+        expected, weights = {}, loss.weights
+        if pending:
+            expected = _expected(loss, pending, scale, plan)
+            weights = torch.cat([weights, _check_row(loss)], 1)
+        # Whether all will be covered is known after the passes only, and what is not needs the graph.
+        unsure = (
+            pending or plan.hiding or any(not call.handler.exact for each in plan.covered.values() for call in each)
+        )
+        keep = bool(retain_graph or plan.uncovered or unsure)
+        sink, passes = self._contract(loss, plan, wanted, flows, weights, keep)
+        if pending:
+            found = {parameter: block[-1] for parameter, block in sink.blocks.items()}
+            sink.blocks = {parameter: block[:-1] for parameter, block in sink.blocks.items()}
+            compared = {parameter: each for parameter, each in expected.items() if parameter not in sink.failed}
+            for parameter, verdict in compare(found, compared, self._precisions(loss, sink)).items():
+                self._trust.learn(keys[parameter], verdict)
+                if verdict == WRONG:
+                    sink.failed[parameter] = "its contraction differs from its ordinary gradient"
+        return self._result(plan, sink, passes, loss.num_rewards)
+
+    def check(self, loss: SeparableLoss, parameters: Iterable[Tensor]) -> None:
+        """Compare every contraction with the ordinary gradient of Σ_m Σ_i r_i terms[m, i], r different by sample.
+
+        Tolerance relative to the gradient's norm: 1e-6 in fp64, 1e-4 in fp32, 2e-2 in fp16, 5e-2 in bf16, by the
+        lowest precision in the model; below the rounding of a gradient of the usual size anything passes. The graph
+        is kept.
+
+        Raises:
+            RuntimeError: a parameter with an ordinary gradient and no contraction, or another; all are named.
+        """
+        wanted = _trainable(parameters)
+        plan = self._plan(loss, wanted)
+        sink, _ = self._contract(loss, plan, wanted, cotangents(loss, 1.0), _check_row(loss), keep=True)
+        expected = _expected(loss, wanted, 1.0, plan)
+        found = {parameter: block[0] for parameter, block in sink.blocks.items() if parameter not in sink.failed}
+        verdicts = compare(found, expected, self._precisions(loss, sink))
+        names, reasons = self._watch.names(), {**plan.uncovered, **sink.failed}
+        wrong = [
+            f"{_name(names, parameter)}: {reasons.get(parameter, 'the per-sample gradients do not sum to it')}"
+            for parameter, verdict in verdicts.items()
+            if verdict == WRONG
+        ]
+        if wrong:
+            raise RuntimeError("the factored backward misses an ordinary gradient of " + "; ".join(wrong))
+
+    def exact(
+        self,
+        loss: SeparableLoss,
+        parameters: Iterable[Tensor],
+        retain_graph: bool = False,
+        scale: Tensor | float = 1.0,
+    ) -> dict[Tensor, Tensor]:
+        """[K, *shape] for each parameter by one backward per reward, the slow twin of :meth:`gradients`.
+
+        Works with reentrant checkpoints too.
+        """
+        wanted = _trainable(parameters)
+        plan = self._plan(loss, [])
+        blocks = {parameter: _zeros(loss.num_rewards, parameter) for parameter in wanted}
+        for index, value in enumerate(loss.losses()):
+            keep = retain_graph or index + 1 < loss.num_rewards
+            for parameter, gradient in zip(wanted, ordinary(value * scale, wanted, keep, plan.leaves), strict=True):
+                if gradient is not None:
+                    blocks[parameter][index] += gradient
+        return blocks
+
+    def close(self) -> None:
+        """Remove all hooks from the model."""
+        self._watch.close()
+
+    def __enter__(self) -> "FactoredEngine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _plan(self, loss: SeparableLoss, wanted: Sequence[Tensor]) -> Plan:
+        self._watch.attach()
+        return make_plan(loss, wanted, self._watch)
+
+    def _keys(self, plan: Plan, wanted: Sequence[Tensor]) -> dict[Tensor, Hashable]:
+        """What a comparison holds for: the parameter's name and the multiples of the batch in its layers."""
+        names = self._watch.names() if plan.hiding else {}
+        keys: dict[Tensor, Hashable] = {}
+        for parameter in wanted:
+            if plan.hiding and parameter not in plan.uncovered:
+                keys[parameter] = (_name(names, parameter), None)
+            elif parameter in plan.covered:
+                calls = plan.covered[parameter]
+                own = next(name for name, each in calls[0].names.items() if each is parameter)
+                keys[parameter] = (own, frozenset((call.path, (call.rows or 0) // plan.batch) for call in calls))
+        return keys
+
+    def _pending(self, plan: Plan, keys: dict[Tensor, Hashable]) -> list[Tensor]:
+        open_keys = self._trust.pending(keys.values())
+        return [
+            parameter
+            for parameter, key in keys.items()
+            if key in open_keys
+            and (self.verify or plan.hiding or any(not call.handler.exact for call in plan.covered[parameter]))
+        ]
+
+    def _precisions(self, loss: SeparableLoss, sink: Sink) -> set[torch.dtype]:
+        return {loss.prediction.dtype, *sink.precisions, *(parameter.dtype for parameter in self._watch.names())}
+
+    def _contract(
+        self,
+        loss: SeparableLoss,
+        plan: Plan,
+        wanted: Sequence[Tensor],
+        flows: Sequence[Tensor | None],
+        weights: Tensor,
+        keep: bool,
+    ) -> tuple[Sink, int]:
+        sink = Sink(plan.batch, [parameter for parameter in wanted if parameter not in plan.uncovered])
+        passes = 0
+        if plan.covered or plan.hiding:
+            passes, reached = run_passes(loss, flows, weights, sink, self._watch, keep, plan.leaves)
+            for parameter in reached & sink.wanted - set(sink.blocks):
+                sink.failed.setdefault(parameter, UNWATCHED)
+        return sink, passes
+
+    def _result(self, plan: Plan, sink: Sink, passes: int, rewards: int) -> FactoredGradients:
+        uncovered = {**plan.uncovered, **sink.failed}
+        blocks = {
+            parameter: sink.blocks[parameter] if parameter in sink.blocks else _zeros(rewards, parameter)
+            for parameter in dict.fromkeys([*plan.covered, *sink.blocks])
+            if parameter not in uncovered
+        }
+        names = self._watch.names() if uncovered else {}
+        reasons = {_name(names, parameter): reason for parameter, reason in uncovered.items()}
+        new = [f"{name} ({reason})" for name, reason in reasons.items() if name not in self._told]
+        if new:
+            self._told.update(reasons)
+            warnings.warn(
+                "the factored backward does not cover these parameters, which take one exact backward per reward: "
+                + "; ".join(new),
+                stacklevel=3,
+            )
+        return FactoredGradients(blocks, list(uncovered), reasons, passes, len(sink.modules))
+
+
+def _trainable(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return list(dict.fromkeys(parameter for parameter in parameters if parameter.requires_grad))
+
+
+def _zeros(rewards: int, parameter: Tensor) -> Tensor:
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    return torch.zeros(rewards, *parameter.shape, dtype=dtype, device=parameter.device)
+
+
+def _name(names: dict[Tensor, str], parameter: Tensor) -> str:
+    return names.get(parameter, f"a parameter of shape {list(parameter.shape)} outside the watched modules")
+
+
+def _check_row(loss: SeparableLoss) -> Tensor:
+    return check_weights(*loss.terms.shape).to(loss.weights).unsqueeze(1)
+
+
+def _expected(
+    loss: SeparableLoss, parameters: list[Tensor], scale: Tensor | float, plan: Plan
+) -> dict[Tensor, Tensor | None]:
+    """The ordinary gradients of the check row's loss, over the samples that have a weight."""
+    terms = torch.where((loss.weights != 0).any(1), loss.terms, 0)
+    value = (_check_row(loss).squeeze(1) * terms).sum() * scale
+    return dict(zip(parameters, ordinary(value, parameters, True, plan.leaves), strict=True))

@@ -1,0 +1,170 @@
+"""The backward passes of the factored engine and the sink that they fill."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from .capture import Call, Watch
+from .handlers import NotPerSampleError
+from .separable import SeparableLoss
+
+
+class Sink:
+    """Adds up Σ_l weights[k, l] · (gradient of row l) per parameter, over layers, calls and passes.
+
+    Args:
+        batch: the number B of samples; a layer with n·B rows has the samples n times, block after block.
+        wanted: the parameters to contract for.
+    """
+
+    def __init__(self, batch: int, wanted: Collection[Tensor]) -> None:
+        self.batch = batch
+        self.wanted = set(wanted)
+        self.weights = torch.empty(0)
+        self.blocks: dict[Tensor, Tensor] = {}
+        self.failed: dict[Tensor, str] = {}
+        self.precisions: set[torch.dtype] = set()
+        self.modules: set[torch.nn.Module] = set()
+
+    def receive(self, call: Call, saved: list[Tensor], grad: Tensor) -> None:
+        """Contract one call; ``grad`` is δ, the gradient of its output."""
+        refuse(call)
+        names = [name for name, parameter in call.names.items() if parameter in self.wanted]
+        if not names:
+            return
+        problem = layout_problem(call, self.batch)
+        if problem is None:
+            repeats = len(grad) // self.batch
+            weights = self.weights.to(grad.device).repeat(1, repeats)
+            try:
+                with torch.autocast(grad.device.type, enabled=False):
+                    found = call.handler.contract(call.module, names, saved, call.other, grad, weights)
+            except NotPerSampleError as error:
+                problem = f"{call.path} does not treat its samples one by one ({error})"
+        if problem is not None:
+            self.failed.update((call.names[name], problem) for name in names)
+            return
+        self.modules.add(call.module)
+        for name in names:
+            self._add(call.names[name], found[name])
+        self.precisions |= {grad.dtype, *(tensor.dtype for tensor in saved if tensor.is_floating_point())}
+
+    def _add(self, parameter: Tensor, rows: Tensor) -> None:
+        dtype = torch.promote_types(parameter.dtype, torch.float32)
+        rows = rows.to(device=parameter.device, dtype=dtype).reshape(-1, *parameter.shape)
+        known = self.blocks.get(parameter)
+        self.blocks[parameter] = rows if known is None else known.add_(rows)
+
+
+def refuse(call: Call) -> None:
+    """Raise ``ValueError`` for a layer that mixes samples."""
+    problem = call.handler.refuses(call.module, call.names)
+    if problem is not None:
+        raise ValueError(
+            f"{call.path} ({type(call.module).__name__}) {problem}; or take one backward per reward: route='loop'"
+        )
+
+
+def layout_problem(call: Call, batch: int) -> str | None:
+    """Why the rows of a call are not samples, or ``None``."""
+    if call.rows is None:
+        return f"{call.path} has no batch dimension"
+    if call.rows % batch or call.rows == 0:
+        return f"{call.path} has {call.rows} rows for {batch} samples"
+    return None
+
+
+def cotangents(loss: SeparableLoss, scale: Tensor | float) -> list[Tensor | None]:
+    """u_m = scale · ∂ (Σ_i terms[m, i]) / ∂ prediction; ``None`` where it is zero for every sample that has a weight.
+
+    This is where the device is waited for: M flags are read.
+    """
+    if not loss.prediction.requires_grad:
+        raise ValueError("the prediction has no graph: pass the tensor that the terms were computed from")
+    used = (loss.weights != 0).any(1)
+    outer = torch.ones_like(loss.terms[0]) * scale
+    found = [
+        torch.autograd.grad(term, loss.prediction, outer, retain_graph=True, allow_unused=True)[0]
+        for term in loss.terms
+    ]
+    if all(each is None for each in found):
+        raise ValueError("the terms do not depend on `prediction`: pass the very tensor that they were computed from")
+    masked = [
+        torch.zeros_like(loss.prediction) if each is None else torch.where(_like(keep, each), each, 0)
+        for each, keep in zip(found, used, strict=True)
+    ]
+    nonzero = torch.stack([each.any() for each in masked]).tolist()
+    return [each if some else None for each, some in zip(masked, nonzero, strict=True)]
+
+
+def run_passes(
+    loss: SeparableLoss,
+    cotangents: Sequence[Tensor | None],
+    weights: Tensor,
+    sink: Sink,
+    watch: Watch,
+    keep: bool,
+    leaves: Collection[Tensor] | None,
+) -> tuple[int, set[Tensor]]:
+    """One pass per cotangent that is there, contracted with weights [M, K, B].
+
+    Args:
+        keep: whether the graph outlives the last pass.
+        leaves: ``None``, or, for graphs with a reentrant checkpoint, which refuses ``torch.autograd.grad``, all leaves
+            whose ``.grad`` a plain backward may touch.
+
+    Returns:
+        The number of passes, and the leaves that a plain backward reached.
+    """
+    present = [(index, each) for index, each in enumerate(cotangents) if each is not None]
+    reached: set[Tensor] = set()
+    for position, (index, cotangent) in enumerate(present):
+        sink.weights = weights[index]
+        retain = keep or position + 1 < len(present)
+        with _collecting(watch, sink):
+            if leaves is None:
+                torch.autograd.grad(loss.prediction, watch.markers, cotangent, retain, allow_unused=True)
+            else:
+                with aside(leaves):
+                    loss.prediction.backward(cotangent, retain)
+                    reached |= {leaf for leaf in leaves if leaf.grad is not None}
+    return len(present), reached
+
+
+def ordinary(
+    value: Tensor, parameters: Sequence[Tensor], keep: bool, leaves: Collection[Tensor] | None
+) -> list[Tensor | None]:
+    """Gradients of a scalar, with ``torch.autograd.grad`` unless ``leaves`` are given as for :func:`run_passes`."""
+    if leaves is None:
+        return list(torch.autograd.grad(value, parameters, retain_graph=keep, allow_unused=True))
+    with aside({*leaves, *parameters}):
+        value.backward(retain_graph=keep)
+        return [parameter.grad for parameter in parameters]
+
+
+@contextmanager
+def aside(leaves: Collection[Tensor]) -> Iterator[None]:
+    """Put every ``.grad`` away, and back at the end."""
+    kept = [(leaf, leaf.grad) for leaf in leaves]
+    for leaf, _ in kept:
+        leaf.grad = None
+    try:
+        yield
+    finally:
+        for leaf, grad in kept:
+            leaf.grad = grad
+
+
+@contextmanager
+def _collecting(watch: Watch, sink: Sink) -> Iterator[None]:
+    watch.collect = sink.receive
+    try:
+        yield
+    finally:
+        watch.collect = None
+
+
+def _like(flags: Tensor, tensor: Tensor) -> Tensor:
+    return flags.to(tensor.device).view(-1, *[1] * (tensor.dim() - 1))
