@@ -1,6 +1,6 @@
 """The gradient bank: one gradient per reward, accumulated over the micro-steps of an optimizer step."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -38,6 +38,14 @@ class GradientBank:
                     f"a parameter of shape {list(parameter.shape)} has a sparse gradient: use Embedding(sparse=False)"
                 )
             self._block(parameter)[reward] += gradient
+
+    @torch.no_grad()
+    def add_blocks(self, rewards: Iterable[int], blocks: Mapping[Tensor, Tensor]) -> None:
+        """Add all rows of several parameters at once, [K, *shape] each; ``rewards`` are those that had a loss."""
+        for reward in rewards:
+            self.offered[reward] = True
+        for parameter, block in blocks.items():
+            self._block(parameter).add_(block)
 
     def _block(self, parameter: Tensor) -> Tensor:
         if parameter not in self.blocks:

@@ -2,13 +2,25 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from .bank import GradientBank, add_to_grad
+from .factored import FactoredEngine
 from .routes import Losses, check_loss, combine_losses, loop, scalar_losses, total
 from .separable import SeparableLoss
+
+
+@dataclass
+class Work:
+    """How the gradients of a step were made; see :class:`marble_opt.Balance`."""
+
+    route: str = "mixed"
+    passes: int = 0
+    layers: int = 0
+    fallback: dict[str, str] = field(default_factory=dict)
 
 
 class GradientCollector:
@@ -22,10 +34,16 @@ class GradientCollector:
         rewards: names of the K rewards.
         parameters: returns the trainable parameters; asked anew each time, because FSDP2 swaps them.
         acting: whether rewards contribute to the update at all.
+        route: ``"auto"`` (factored where a model is watched and the loss is separable), ``"factored"`` or ``"loop"``.
+        check: compare every factored pass with ordinary gradients.
     """
 
-    def __init__(self, rewards: Sequence[str], parameters: Callable[[], list[Tensor]], acting: bool) -> None:
+    def __init__(
+        self, rewards: Sequence[str], parameters: Callable[[], list[Tensor]], acting: bool, route: str, check: bool
+    ) -> None:
         self.rewards, self._parameters, self._acting = rewards, parameters, acting
+        self._route, self._check = route, check
+        self.engine: FactoredEngine | None = None
         self.bank = GradientBank(len(rewards))
         self.clear()
 
@@ -33,6 +51,8 @@ class GradientCollector:
         """Start a new step."""
         self.bank.clear()
         self.left_out = [False] * len(self.rewards)
+        self.micro_step = 0
+        self.work = Work()
         self.contributed = False
         self.collected = False
         self.closed = False
@@ -45,34 +65,74 @@ class GradientCollector:
         retain_graph: bool,
         scaler: "torch.amp.GradScaler | None",
         coefficients: Tensor | None,
+        shared_weight: float,
     ) -> None:
-        """Differentiate one micro-step: K rows if ``coefficients`` is None, else one backward of the mixture."""
+        """Differentiate one micro-step: K rows if ``coefficients`` is None, else one backward of the mixture.
+
+        ``shared_weight`` multiplies the shared terms; with 0 they are not evaluated.
+        """
         scalars = scalar_losses(losses, self.rewards)
+        rest = self._shared(losses, shared, shared_weight)
+        if self._route == "factored" and not isinstance(losses, SeparableLoss):
+            raise ValueError(f"route='factored' needs a SeparableLoss, got {type(losses).__name__}: use route='auto'")
+        self._begin()
+        self.micro_step += 1
+        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        if coefficients is None:
+            self._rows(losses, scalars, retain_graph or rest is not None)
+        elif self._acting:
+            mixed, left_out = combine_losses(losses, scalars, coefficients, self.scaler is not None)
+            self.contributed |= mixed is not None
+            self._leave_out(left_out)
+            rest = total([mixed, rest])
+        if rest is not None:
+            self.work.passes += 1
+            parameters = self._parameters()
+            scaled = self._scaled(rest)
+            add_to_grad(
+                parameters, torch.autograd.grad(scaled, parameters, retain_graph=retain_graph, allow_unused=True)
+            )
+
+    def _shared(self, losses: Losses, shared: Tensor | None, weight: float) -> Tensor | None:
+        if weight == 0:
+            return None
         terms = [losses.shared() if isinstance(losses, SeparableLoss) else None, shared]
         for term in terms:
             if term is not None:
                 check_loss("the shared term", term)
-        self._begin()
-        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        found = total(terms)
+        return found if found is None or weight == 1 else weight * found
+
+    def _rows(self, losses: Losses, scalars: Sequence[Tensor | None], retain_graph: bool) -> None:
+        """Add the K gradients of one micro-step to the bank."""
         parameters = self._parameters()
-        if coefficients is None:
-            rest = self._scaled(total(terms))
-            loop(
-                [self._scaled(loss) for loss in scalars],
-                parameters,
-                retain_graph or rest is not None,
-                lambda index, gradients: self.bank.add(index, parameters, gradients),
-            )
-        else:
-            if self._acting:
-                mixed, left_out = combine_losses(losses, scalars, coefficients, self.scaler is not None)
-                terms.append(mixed)
-                self.contributed |= mixed is not None
-                self._leave_out(left_out)
-            rest = self._scaled(total(terms))
-        if rest is not None:
-            gradients = torch.autograd.grad(rest, parameters, retain_graph=retain_graph, allow_unused=True)
-            add_to_grad(parameters, gradients)
+        if isinstance(losses, SeparableLoss) and self.engine is not None and self._route != "loop":
+            self._factored(self.engine, losses, parameters, retain_graph)
+            return
+        self.work.route = "loop"
+        self.work.passes += sum(loss is not None for loss in scalars)
+        loop(
+            [None if loss is None else self._scaled(loss) for loss in scalars],
+            parameters,
+            retain_graph,
+            lambda index, gradients: self.bank.add(index, parameters, gradients),
+        )
+
+    def _factored(
+        self, engine: FactoredEngine, loss: SeparableLoss, parameters: Sequence[Tensor], retain_graph: bool
+    ) -> None:
+        if self._check:
+            engine.check(loss, parameters)
+        offered = [index for index, used in enumerate(loss.applies()) if used]
+        scale = self._scaled(loss.terms.new_ones(()).detach())
+        found = engine.gradients(loss, parameters, retain_graph, scale)
+        self.bank.add_blocks(offered, found.blocks)
+        self.work.route, self.work.layers = "factored", found.layers
+        self.work.passes += found.passes
+        if found.uncovered:
+            self.work.fallback.update(found.reasons)
+            self.work.passes += loss.num_rewards
+            self.bank.add_blocks(offered, engine.exact(loss, found.uncovered, retain_graph, scale))
 
     @contextmanager
     def collect(self, reward: str, coefficients: Tensor | None) -> Iterator[None]:
@@ -94,7 +154,9 @@ class GradientCollector:
         if all(gradient is None for gradient in gradients):
             self.collected = collected
             raise ValueError(f"no gradient reached the parameters in collect({reward!r}): call backward in the block")
+        self.work.passes += 1
         if coefficients is None:
+            self.work.route = "collect"
             self.bank.add(index, parameters, gradients)
         elif not self._acting:
             return
@@ -122,5 +184,5 @@ class GradientCollector:
             )
         self.collected = True
 
-    def _scaled(self, loss: Tensor | None) -> Tensor | None:
-        return loss if loss is None or self.scaler is None else self.scaler.scale(loss)
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss if self.scaler is None else self.scaler.scale(loss)

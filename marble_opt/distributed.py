@@ -24,9 +24,15 @@ def refuse_sharded(parameters: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def reduce_step(
-    collector: GradientCollector, parameters: Sequence[Tensor], group: dist.ProcessGroup | None, reduction: str
+    collector: GradientCollector,
+    parameters: Sequence[Tensor],
+    group: dist.ProcessGroup | None,
+    reduction: str,
+    rows: bool = True,
+    grads: bool = True,
 ) -> None:
-    """All-reduce the bank, its flags and ``.grad`` in place: a small collective to agree on shapes, one for the data.
+    """All-reduce the bank (``rows``), its flags and ``.grad`` (``grads``) in place: a small collective to agree on
+    shapes, one for the data.
 
     A reward is offered if any rank offered it. On a refresh a NaN on one rank reaches all, so that all ranks leave the
     same rewards out; between refreshes a loss that is not finite is left out on its own rank and counted on all.
@@ -36,8 +42,8 @@ def reduce_step(
     refuse_sharded(parameters)
     bank, size = collector.bank, collector.bank.size
     flags = [*bank.offered, *collector.left_out, collector.contributed]
-    flags += [parameter in bank.blocks for parameter in parameters]
-    flags += [parameter.grad is not None for parameter in parameters]
+    flags += [rows and parameter in bank.blocks for parameter in parameters]
+    flags += [grads and parameter.grad is not None for parameter in parameters]
     agreed = torch.tensor(flags, device=parameters[0].device, dtype=torch.uint8)
     dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=group)
     on = agreed.bool().tolist()

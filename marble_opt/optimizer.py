@@ -1,23 +1,28 @@
 """Marble: an optimizer that balances one gradient per reward and hands the result to a base optimizer."""
 
+import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .balance import BalanceRule, Weighting
 from .collector import GradientCollector
 from .distributed import REDUCTIONS, reduce_step, world_size
-from .refresh import refresh, reuse
+from .factored import FactoredEngine
+from .refresh import Refresh, refresh, reuse
 from .routes import Losses
+from .schedule import MicroSchedule
 from .state import MarbleState
 from .telemetry import Balance
 from .wrapper import OptimizerWrapper
+
+ROUTES = ("auto", "factored", "loop")
 
 
 class Marble(OptimizerWrapper):
@@ -54,6 +59,18 @@ class Marble(OptimizerWrapper):
         max_grad_norm: clip the combined gradient to this norm.
         track_step: also report each reward's cosine with the step that the base optimizer really took; keeps
             a copy of the parameters during the step.
+        model: the model (or several modules) that makes the predictions; enables the factored route, which gets the
+            rows of a :class:`SeparableLoss` from one backward per term instead of one per reward. See :meth:`watch`.
+        route: ``"auto"`` takes the factored route where it can, ``"factored"`` insists on it, ``"loop"`` is the slow
+            twin: one backward per reward.
+        check: compare every factored pass with ordinary gradients, which costs one more backward; an error names the
+            parameter that differs. Off, each parameter is compared the first times that it is met.
+        micro_steps: ``backward`` calls per optimizer step; needed by ``probe``.
+        probe: solve on every step from the first share q of its micro-steps, at no extra backward: these keep one row
+            per reward and no shared terms, the others take one backward of Σ c_k loss_k. Micro-steps must be
+            exchangeable (timesteps permuted per sample).
+        shared_every: take shared terms on every n-th micro-step, drawn anew for each step, with weight n: unbiased, and
+            what they are computed from is needed only where :attr:`wants_shared`.
 
     Raises:
         TypeError: ``optimizer`` is not an optimizer.
@@ -78,6 +95,12 @@ class Marble(OptimizerWrapper):
         reduction: str = "mean",
         max_grad_norm: float | None = None,
         track_step: bool = False,
+        model: nn.Module | Iterable[nn.Module] | None = None,
+        route: str = "auto",
+        check: bool = False,
+        micro_steps: int | None = None,
+        probe: float | None = None,
+        shared_every: int = 1,
     ) -> None:
         super().__init__(optimizer)
         if refresh_every < 1 or int(refresh_every) != refresh_every:
@@ -88,6 +111,10 @@ class Marble(OptimizerWrapper):
             raise ValueError(f"max_grad_norm must be positive or None, got {max_grad_norm}")
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+        if route not in ROUTES or (route == "factored" and model is None):
+            raise ValueError(f"route must be one of {ROUTES}, and 'factored' needs model=; got {route!r}")
+        if probe is not None and refresh_every != 1:
+            raise ValueError(f"probe solves on every step: it needs refresh_every=1, got {refresh_every}")
         self._rule = BalanceRule(
             rewards, normalize=normalize, weights=weights, floor=floor, groups=groups, balancer=balancer
         )
@@ -96,8 +123,12 @@ class Marble(OptimizerWrapper):
         self.max_grad_norm, self.track_step = max_grad_norm, track_step
         self.report: Balance | None = None
         self._memory = MarbleState.new(self._rule.rewards, self._rule.slots)
-        self._collector = GradientCollector(self.rewards, self._parameters, acting=not self._rule.observing)
+        self._schedule = MicroSchedule(micro_steps, probe, shared_every)
+        self._collector = GradientCollector(self.rewards, self._parameters, not self._rule.observing, route, check)
+        self._probed: Refresh | None = None
         self._dropped = self._warned = False
+        if model is not None:
+            self.watch(model)
 
     @property
     def rewards(self) -> tuple[str, ...]:
@@ -108,6 +139,20 @@ class Marble(OptimizerWrapper):
     def refreshing(self) -> bool:
         """Whether this step solves for new coefficients."""
         return self._memory.since_refresh < 0 or self._memory.since_refresh + 1 >= self.refresh_every
+
+    @property
+    def wants_shared(self) -> bool:
+        """Whether the next micro-step uses its shared terms; if not, nothing they need has to be computed."""
+        return self._schedule.shared_weight(self._memory.steps, self._collector.micro_step) > 0
+
+    def watch(self, model: nn.Module | Iterable[nn.Module]) -> None:
+        """Hook the layers of ``model`` for the factored route; replaces what was watched before.
+
+        A copy or an unpickled optimizer watches nothing until this is called with its own model.
+        """
+        if self._collector.engine is not None:
+            self._collector.engine.close()
+        self._collector.engine = FactoredEngine(model)
 
     def backward(
         self,
@@ -131,7 +176,10 @@ class Marble(OptimizerWrapper):
             ValueError: names, shapes or graphs that do not fit.
             RuntimeError: called between ``balance()`` and the end of the step.
         """
-        self._collector.backward(losses, shared, retain_graph, scaler, self._mixture())
+        if self._schedule.probes and self._probed is None and not self._probing:
+            self._solve_probes()
+        weight = self._schedule.shared_weight(self._memory.steps, self._collector.micro_step)
+        self._collector.backward(losses, shared, retain_graph, scaler, self._mixture(), weight)
 
     @contextmanager
     def collect(self, reward: str) -> Iterator[None]:
@@ -140,6 +188,8 @@ class Marble(OptimizerWrapper):
         For loops that call their own backward, such as ``accelerator.backward(loss)``. ``.grad`` itself is as before
         afterwards. Raises ``ValueError`` for an unknown reward and for a block without a backward.
         """
+        if self._schedule.probes:
+            raise ValueError("collect() cannot tell where a micro-step ends: use backward() with probe")
         with self._collector.collect(reward, self._mixture()):
             yield
 
@@ -157,9 +207,12 @@ class Marble(OptimizerWrapper):
         known = set(parameters)
         parameters += [parameter for parameter in self._collector.bank.blocks if parameter not in known]
         if world_size(self.process_group) > 1:
-            reduce_step(self._collector, parameters, self.process_group, self.reduction)
-        if self.refreshing:
-            self._refresh(parameters)
+            rows = self._probed is None
+            reduce_step(self._collector, parameters, self.process_group, self.reduction, rows=rows)
+        if self._probed is not None:
+            self._finish_probes(self._probed, parameters)
+        elif self.refreshing:
+            self._apply(self._solve(parameters))
         else:
             self._reuse(parameters)
         if self.max_grad_norm is not None and not self._dropped:
@@ -167,6 +220,8 @@ class Marble(OptimizerWrapper):
             scale = 1.0 if scaler is None else scaler.get_scale()
             torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm * scale)
         self._collector.closed = True
+        if self.report is not None:
+            self.report = replace(self.report, **vars(self._collector.work))
         return self.report
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -211,28 +266,51 @@ class Marble(OptimizerWrapper):
             raise ValueError("the optimizer holds no parameter that requires a gradient")
         return found
 
+    @property
+    def _probing(self) -> bool:
+        return self._schedule.probing(self._collector.micro_step)
+
     def _mixture(self) -> Tensor | None:
-        """The coefficients to reuse, or ``None`` on a refresh."""
+        """The coefficients to mix with, or ``None`` where rows are wanted."""
+        if self._probed is not None:
+            return self._probed.report.coefficients
         return None if self.refreshing else self._memory.coefficients
 
     def _start_step(self) -> None:
         self._collector.clear()
+        self._probed = None
         self._dropped = False
 
-    def _refresh(self, parameters: list[Tensor]) -> None:
+    def _solve(self, parameters: list[Tensor]) -> Refresh:
         bank = self._collector.bank
-        result = refresh(bank.gram(parameters), bank.offered, self._rule, self._memory, self.ema)
+        return refresh(bank.gram(parameters), bank.offered, self._rule, self._memory, self.ema)
+
+    def _apply(self, result: Refresh) -> None:
         self.report, self._memory, self._dropped = result.report, result.memory, not result.usable
         if self._dropped and self._collector.scaler is not None:
             # An overflow everywhere is the scaler's to see: it skips the step and lowers its scale.
-            self._collector.add_combined(torch.ones_like(result.report.coefficients), range(bank.size))
+            self._collector.add_combined(torch.ones_like(result.report.coefficients), range(len(self.rewards)))
         elif not self._dropped and not self._rule.observing:
             self._collector.add_combined(result.report.coefficients, result.rows)
 
+    @torch.no_grad()
+    def _solve_probes(self) -> None:
+        """The coefficients of this step, from the rows of its probes; they are used at once and applied in balance."""
+        parameters = self._parameters()
+        if world_size(self.process_group) > 1:
+            reduce_step(self._collector, parameters, self.process_group, self.reduction, grads=False)
+        self._probed = self._solve(parameters)
+
+    def _finish_probes(self, result: Refresh, parameters: list[Tensor]) -> None:
+        if not result.usable or _all_finite(parameters):
+            self._apply(result)
+            return
+        self._memory, self.report = reuse(result.report, result.memory, self._collector.left_out, True)
+        self._dropped = True
+
     def _reuse(self, parameters: list[Tensor]) -> None:
-        norms = [p.grad.norm() for p in parameters if p.grad is not None]
         acts = self._collector.contributed or self._rule.observing
-        self._dropped = not (acts and norms and bool(torch.stack(norms).isfinite().all()))
+        self._dropped = not (acts and _all_finite(parameters))
         self._memory, self.report = reuse(self.report, self._memory, self._collector.left_out, self._dropped)
 
     def _base_step(self) -> None:
@@ -270,6 +348,11 @@ class Marble(OptimizerWrapper):
         self._memory = replace(self._memory, steps=self._memory.steps + 1, since_refresh=since)
         self._start_step()
 
+    def __getstate__(self) -> dict[str, Any]:
+        collector = copy.copy(self._collector)
+        collector.engine = None
+        return {**super().__getstate__(), "_collector": collector}
+
     def _own_state(self) -> dict[str, Any]:
         return self._memory.state_dict()
 
@@ -280,3 +363,9 @@ class Marble(OptimizerWrapper):
     def _set_own_state(self, own: MarbleState) -> None:
         self._memory, self.report = own, None
         self._start_step()
+
+
+def _all_finite(parameters: Sequence[Tensor]) -> bool:
+    """Whether there is a gradient and all of it is finite; waits for the device."""
+    norms = [parameter.grad.norm() for parameter in parameters if parameter.grad is not None]
+    return bool(norms) and bool(torch.stack(norms).isfinite().all())

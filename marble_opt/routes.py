@@ -19,8 +19,7 @@ def scalar_losses(losses: Losses, rewards: Sequence[str]) -> list[Tensor | None]
                 f"the loss has {losses.num_rewards} rewards (weights {list(losses.weights.shape)}), "
                 f"the optimizer has {len(rewards)}: {list(rewards)}"
             )
-        applies = (losses.weights != 0).flatten(2).any(-1).any(0).tolist()
-        return [loss if used else None for loss, used in zip(losses.losses(), applies, strict=True)]
+        return [loss if used else None for loss, used in zip(losses.losses(), losses.applies(), strict=True)]
     if isinstance(losses, Tensor):
         if losses.shape != (len(rewards),):
             raise ValueError(f"losses has shape {list(losses.shape)}, needs [{len(rewards)}] for {list(rewards)}")

@@ -59,6 +59,11 @@ class SeparableLoss:
         """The number K of rewards."""
         return self.weights.shape[1]
 
+    def applies(self) -> list[bool]:
+        """Which rewards have a weight in this batch; waits for the device."""
+        found: list[bool] = (self.weights != 0).any(-1).any(0).tolist()
+        return found
+
     def losses(self) -> Tensor:
         """All K losses, [K]."""
         return (self.weights * self.terms.unsqueeze(1)).sum(dim=(0, 2))

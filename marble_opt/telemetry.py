@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -25,6 +25,10 @@ class Balance:
     start: steps that a reward sat out, those among them because of NaN or inf, and steps not taken at all.
     ``step_cosines`` [K] is filled by ``Marble(track_step=True)``: the cosine of each reward's gradient with minus
     the change of the parameters, which under AdamW is another vector than the combined gradient.
+
+    ``route`` tells how the rows were made ("factored", "loop", "collect", or "mixed" on a step without rows),
+    ``passes`` how many backward passes the step took, ``layers`` how many modules the factored route contracted, and
+    ``fallback`` which parameters it could not, with the reason.
     """
 
     rewards: tuple[str, ...]
@@ -42,6 +46,10 @@ class Balance:
     nonfinite: Tensor
     dropped_steps: int
     step_cosines: Tensor | None = None
+    route: str = ""
+    passes: int = 0
+    layers: int = 0
+    fallback: dict[str, str] = field(default_factory=dict)
 
     @property
     def norms(self) -> Tensor:
@@ -81,6 +89,7 @@ class Balance:
             "balance/dropped_steps": float(self.dropped_steps),
             "balance/gap": self.gap.item(),
             "balance/combined_norm": self.combined_norm.item(),
+            "balance/passes": float(self.passes),
             "balance/conflict": float(self.conflict.item()),
         }
         columns: list[tuple[str, Sequence[str], Tensor | None]] = [

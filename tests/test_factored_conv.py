@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from factored_cases import matches_loop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from factored_cases import matches_loop
 from marble_opt.handlers import base, conv
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from factored_cases import matches_loop
 from torch import Tensor, nn
+
+from factored_cases import matches_loop
 
 
 class Words(nn.Module):

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from factored_cases import make_loss, matches_loop, trained
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
+from factored_cases import make_loss, matches_loop, trained
 from marble_opt.factored import FactoredEngine
 
 

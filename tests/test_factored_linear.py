@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from factored_cases import compare_blocks, loop, make_loss, matches_loop, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from factored_cases import compare_blocks, loop, make_loss, matches_loop, trained
 from marble_opt.factored import FactoredEngine
 from marble_opt.handlers import base
 from marble_opt.handlers.base import mix_products

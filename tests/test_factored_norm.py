@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.normalization import FP32LayerNorm, RMSNorm
-from factored_cases import matches_loop
 from torch import Tensor, nn
+
+from factored_cases import matches_loop
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "layer_norm": (lambda: nn.LayerNorm(6), (4, 6)),

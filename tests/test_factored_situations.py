@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from factored_cases import compare_blocks, error, loop, make_loss, matches_loop, move, trained
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from factored_cases import compare_blocks, error, loop, make_loss, matches_loop, move, trained
 from marble_opt import SeparableLoss, losses
 from marble_opt.factored import FactoredEngine
 
