@@ -28,8 +28,7 @@ from trainer.trainer import Trainer
 def train(config: Config, weights: Path, output: Path, resume: bool) -> Run:
     """Run one method for one seed in a folder of its own; under ``resume`` continue what is found there."""
     folder = output / f"{config.method}-seed{config.seed}"
-    model = TinyModel.from_pretrained(weights)
-    trainer = Trainer(config, model)
+    trainer = Trainer(config, TinyModel.from_pretrained(weights))
     saved = checkpoint.load(folder)
     if saved is not None and not resume:
         raise ValueError(f"{folder} holds a run already: continue it with --resume, or choose another --output")
@@ -39,12 +38,12 @@ def train(config: Config, weights: Path, output: Path, resume: bool) -> Run:
     with tqdm(total=config.steps, initial=trainer.step, desc=label, unit="step") as bar:
         while trainer.step < config.steps:
             numbers = trainer.train_step()
-            if trainer.step % config.eval_every == 0 or trainer.step == config.steps:
+            if trainer.step % config.eval_every == 0 and trainer.step < config.steps:
                 trainer.evaluate()
             checkpoint.save(folder, trainer.state_dict())
             bar.update()
             bar.set_postfix({name: f"{numbers[f'train/{name}']:.2f}" for name in REWARDS})
-    final = evaluate(model, trainer.adapters, "average", config)
+    final = trainer.evaluate()
     return Run(config, trainer.history, trainer.evaluations, final)
 
 

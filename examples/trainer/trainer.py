@@ -9,7 +9,7 @@ from tiny.rewards import REWARDS
 
 from .adapters import Adapters, average_decay, old_decay
 from .config import Config
-from .evaluation import evaluate
+from .evaluation import Evaluation, evaluate
 from .prompts import training_prompts
 from .rollout import Rollout, advantages, gdpo_advantages, roll_out, summed_advantages
 
@@ -45,6 +45,7 @@ class Trainer:
             ema=config.ema,
             max_grad_norm=config.max_grad_norm,
             track_step=config.track_step,
+            model=model.transformer,
         )
         self.step = 0
         self.history: list[dict[str, float]] = []
@@ -70,10 +71,11 @@ class Trainer:
         self.history.append(numbers)
         return numbers
 
-    def evaluate(self) -> dict[str, float]:
-        """Held-out scores of the averaged policy, appended to ``evaluations``."""
-        result = evaluate(self.model, self.adapters, "average", self.config).summary() | {"step": float(self.step)}
-        self.evaluations.append(result)
+    def evaluate(self) -> Evaluation:
+        """Held-out images and scores of the averaged policy; the scores are kept in ``evaluations``, once per step."""
+        result = evaluate(self.model, self.adapters, "average", self.config)
+        if not self.evaluations or self.evaluations[-1]["step"] != self.step:
+            self.evaluations.append(result.summary() | {"step": float(self.step)})
         return result
 
     def _training_times(self, batch: int, generator: torch.Generator) -> Tensor:
