@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +58,10 @@ class GradientCollector:
         self.collected = False
         self.closed = False
         self.scaler: torch.amp.GradScaler | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of the optimizer does not watch the model of the original.
+        return {**self.__dict__, "engine": None}
 
     def backward(
         self,

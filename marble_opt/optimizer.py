@@ -1,6 +1,5 @@
 """Marble: an optimizer that balances one gradient per reward and hands the result to a base optimizer."""
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,9 +12,9 @@ from torch.optim import Optimizer
 
 from .balance import BalanceRule, Weighting
 from .collector import GradientCollector
-from .distributed import REDUCTIONS, reduce_step, world_size
+from .cycle import BalanceCycle
+from .distributed import REDUCTIONS
 from .factored import FactoredEngine
-from .refresh import Refresh, refresh, reuse
 from .routes import Losses
 from .schedule import MicroSchedule
 from .state import MarbleState
@@ -115,35 +114,34 @@ class Marble(OptimizerWrapper):
             raise ValueError(f"route must be one of {ROUTES}, and 'factored' needs model=; got {route!r}")
         if probe is not None and refresh_every != 1:
             raise ValueError(f"probe solves on every step: it needs refresh_every=1, got {refresh_every}")
-        self._rule = BalanceRule(
-            rewards, normalize=normalize, weights=weights, floor=floor, groups=groups, balancer=balancer
-        )
-        self.refresh_every, self.ema = refresh_every, ema
-        self.process_group, self.reduction = process_group, reduction
+        rule = BalanceRule(rewards, normalize=normalize, weights=weights, floor=floor, groups=groups, balancer=balancer)
+        schedule = MicroSchedule(micro_steps, probe, shared_every)
+        self._collector = GradientCollector(rule.rewards, self._parameters, not rule.observing, route, check)
+        self._cycle = BalanceCycle(rule, schedule, self._collector, refresh_every, ema, process_group, reduction)
         self.max_grad_norm, self.track_step = max_grad_norm, track_step
-        self.report: Balance | None = None
-        self._memory = MarbleState.new(self._rule.rewards, self._rule.slots)
-        self._schedule = MicroSchedule(micro_steps, probe, shared_every)
-        self._collector = GradientCollector(self.rewards, self._parameters, not self._rule.observing, route, check)
-        self._probed: Refresh | None = None
-        self._dropped = self._warned = False
+        self._warned = False
         if model is not None:
             self.watch(model)
 
     @property
     def rewards(self) -> tuple[str, ...]:
         """Names of the rewards, in the order of all [K] tensors."""
-        return self._rule.rewards
+        return self._cycle.rule.rewards
+
+    @property
+    def report(self) -> Balance | None:
+        """What the last balance did; ``None`` before the first."""
+        return self._cycle.report
 
     @property
     def refreshing(self) -> bool:
         """Whether this step solves for new coefficients."""
-        return self._memory.since_refresh < 0 or self._memory.since_refresh + 1 >= self.refresh_every
+        return self._cycle.refreshing
 
     @property
     def wants_shared(self) -> bool:
         """Whether the next micro-step uses its shared terms; if not, nothing they need has to be computed."""
-        return self._schedule.shared_weight(self._memory.steps, self._collector.micro_step) > 0
+        return self._cycle.shared_weight > 0
 
     def watch(self, model: nn.Module | Iterable[nn.Module]) -> None:
         """Hook the layers of ``model`` for the factored route; replaces what was watched before.
@@ -176,10 +174,7 @@ class Marble(OptimizerWrapper):
             ValueError: names, shapes or graphs that do not fit.
             RuntimeError: called between ``balance()`` and the end of the step.
         """
-        if self._schedule.probes and self._probed is None and not self._probing:
-            self._solve_probes()
-        weight = self._schedule.shared_weight(self._memory.steps, self._collector.micro_step)
-        self._collector.backward(losses, shared, retain_graph, scaler, self._mixture(), weight)
+        self._cycle.backward(losses, shared, retain_graph, scaler, self._parameters())
 
     @contextmanager
     def collect(self, reward: str) -> Iterator[None]:
@@ -188,9 +183,9 @@ class Marble(OptimizerWrapper):
         For loops that call their own backward, such as ``accelerator.backward(loss)``. ``.grad`` itself is as before
         afterwards. Raises ``ValueError`` for an unknown reward and for a block without a backward.
         """
-        if self._schedule.probes:
+        if self._cycle.schedule.probes:
             raise ValueError("collect() cannot tell where a micro-step ends: use backward() with probe")
-        with self._collector.collect(reward, self._mixture()):
+        with self._collector.collect(reward, self._cycle.mixture):
             yield
 
     @torch.no_grad()
@@ -203,25 +198,11 @@ class Marble(OptimizerWrapper):
         if self._collector.closed or not self._collector.collected:
             return self.report
         parameters = self._parameters()
-        # A parameter that was frozen since its backward (an adapter switched off, say) still counts.
-        known = set(parameters)
-        parameters += [parameter for parameter in self._collector.bank.blocks if parameter not in known]
-        if world_size(self.process_group) > 1:
-            rows = self._probed is None
-            reduce_step(self._collector, parameters, self.process_group, self.reduction, rows=rows)
-        if self._probed is not None:
-            self._finish_probes(self._probed, parameters)
-        elif self.refreshing:
-            self._apply(self._solve(parameters))
-        else:
-            self._reuse(parameters)
-        if self.max_grad_norm is not None and not self._dropped:
+        self._cycle.balance(parameters)
+        if self.max_grad_norm is not None and not self._cycle.dropped:
             scaler = self._collector.scaler
             scale = 1.0 if scaler is None else scaler.get_scale()
             torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm * scale)
-        self._collector.closed = True
-        if self.report is not None:
-            self.report = replace(self.report, **vars(self._collector.work))
         return self.report
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -248,7 +229,7 @@ class Marble(OptimizerWrapper):
                 stacklevel=3,
             )
         self.balance()
-        if self._dropped:
+        if self._cycle.dropped:
             self._warn_dropped()
         else:
             self._base_step()
@@ -258,7 +239,7 @@ class Marble(OptimizerWrapper):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear ``.grad`` and everything collected."""
         self.base.zero_grad(set_to_none)
-        self._start_step()
+        self._cycle.start()
 
     def _parameters(self) -> list[Tensor]:
         found = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
@@ -266,106 +247,45 @@ class Marble(OptimizerWrapper):
             raise ValueError("the optimizer holds no parameter that requires a gradient")
         return found
 
-    @property
-    def _probing(self) -> bool:
-        return self._schedule.probing(self._collector.micro_step)
-
-    def _mixture(self) -> Tensor | None:
-        """The coefficients to mix with, or ``None`` where rows are wanted."""
-        if self._probed is not None:
-            return self._probed.report.coefficients
-        return None if self.refreshing else self._memory.coefficients
-
-    def _start_step(self) -> None:
-        self._collector.clear()
-        self._probed = None
-        self._dropped = False
-
-    def _solve(self, parameters: list[Tensor]) -> Refresh:
-        bank = self._collector.bank
-        return refresh(bank.gram(parameters), bank.offered, self._rule, self._memory, self.ema)
-
-    def _apply(self, result: Refresh) -> None:
-        self.report, self._memory, self._dropped = result.report, result.memory, not result.usable
-        if self._dropped and self._collector.scaler is not None:
-            # An overflow everywhere is the scaler's to see: it skips the step and lowers its scale.
-            self._collector.add_combined(torch.ones_like(result.report.coefficients), range(len(self.rewards)))
-        elif not self._dropped and not self._rule.observing:
-            self._collector.add_combined(result.report.coefficients, result.rows)
-
-    @torch.no_grad()
-    def _solve_probes(self) -> None:
-        """The coefficients of this step, from the rows of its probes; they are used at once and applied in balance."""
-        parameters = self._parameters()
-        if world_size(self.process_group) > 1:
-            reduce_step(self._collector, parameters, self.process_group, self.reduction, grads=False)
-        self._probed = self._solve(parameters)
-
-    def _finish_probes(self, result: Refresh, parameters: list[Tensor]) -> None:
-        if not result.usable or _all_finite(parameters):
-            self._apply(result)
-            return
-        self._memory, self.report = reuse(result.report, result.memory, self._collector.left_out, True)
-        self._dropped = True
-
-    def _reuse(self, parameters: list[Tensor]) -> None:
-        acts = self._collector.contributed or self._rule.observing
-        self._dropped = not (acts and _all_finite(parameters))
-        self._memory, self.report = reuse(self.report, self._memory, self._collector.left_out, self._dropped)
-
     def _base_step(self) -> None:
         bank = self._collector.bank
-        if not (self.track_step and bank and self.report):
+        report = self.report
+        if not (self.track_step and bank and report):
             self.base.step()
             return
         before = [(parameter, parameter.detach().clone()) for parameter in self._parameters()]
         self.base.step()
         moved = [(parameter, old - parameter.detach()) for parameter, old in before]
         length = torch.stack([vector.norm() for _, vector in moved]).norm()
-        self.report = replace(self.report, step_cosines=bank.products(moved) / (length * self.report.norms))
+        self._cycle.report = replace(report, step_cosines=bank.products(moved) / (length * report.norms))
 
     def _balanced_closure(self, closure: Callable[[], Any]) -> Any:
         with torch.enable_grad():
             result = closure()
         self.balance()
-        if self._dropped:
+        if self._cycle.dropped:
             self._warn_dropped()
             self.base.zero_grad()
         return result
 
     def _warn_dropped(self) -> None:
         warnings.warn(
-            f"step not taken ({self._memory.dropped_steps} so far): no reward had a usable gradient, or the "
+            f"step not taken ({self._cycle.memory.dropped_steps} so far): no reward had a usable gradient, or the "
             "combined gradient is not finite; Marble.report counts them per reward",
             stacklevel=4,
         )
 
     def _finish_step(self) -> None:
-        if not self._collector.collected:
-            return
-        # Without a usable refresh there are no coefficients to reuse: solve again on the next step.
-        since = -1 if self._dropped else 0 if self.refreshing else self._memory.since_refresh + 1
-        self._memory = replace(self._memory, steps=self._memory.steps + 1, since_refresh=since)
-        self._start_step()
-
-    def __getstate__(self) -> dict[str, Any]:
-        collector = copy.copy(self._collector)
-        collector.engine = None
-        return {**super().__getstate__(), "_collector": collector}
+        if self._collector.collected:
+            self._cycle.finish()
 
     def _own_state(self) -> dict[str, Any]:
-        return self._memory.state_dict()
+        return self._cycle.memory.state_dict()
 
     def _checked_own_state(self, state: dict[str, Any] | None) -> MarbleState:
-        fresh = MarbleState.new(self._rule.rewards, self._rule.slots)
+        fresh = MarbleState.new(self.rewards, self._cycle.rule.slots)
         return fresh if state is None else fresh.load(state)
 
     def _set_own_state(self, own: MarbleState) -> None:
-        self._memory, self.report = own, None
-        self._start_step()
-
-
-def _all_finite(parameters: Sequence[Tensor]) -> bool:
-    """Whether there is a gradient and all of it is finite; waits for the device."""
-    norms = [parameter.grad.norm() for parameter in parameters if parameter.grad is not None]
-    return bool(norms) and bool(torch.stack(norms).isfinite().all())
+        self._cycle.memory, self._cycle.report = own, None
+        self._cycle.start()

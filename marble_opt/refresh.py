@@ -75,17 +75,9 @@ def refresh(full: Tensor, offered: list[bool], rule: BalanceRule, memory: Marble
     return Refresh(report, new, [index for index, on in enumerate(flags) if on], usable)
 
 
-def reuse(
-    report: Balance | None, memory: MarbleState, left_out: list[bool], dropped: bool
-) -> tuple[MarbleState, Balance | None]:
-    """Memory and report of a step between refreshes; rewards ``left_out`` of a micro-step are counted."""
-    missed = torch.tensor(left_out, device=memory.skipped.device).to(torch.int64)
-    memory = replace(
-        memory,
-        skipped=memory.skipped + missed,
-        nonfinite=memory.nonfinite + missed,
-        dropped_steps=memory.dropped_steps + dropped,
-    )
+def reuse(report: Balance | None, memory: MarbleState, dropped: bool) -> tuple[MarbleState, Balance | None]:
+    """Memory and report of a step between refreshes."""
+    memory = replace(memory, dropped_steps=memory.dropped_steps + dropped)
     if report is None:
         return memory, None
     return memory, replace(
@@ -98,6 +90,12 @@ def reuse(
         dropped_steps=memory.dropped_steps,
         step_cosines=None,
     )
+
+
+def count_left_out(memory: MarbleState, left_out: list[bool]) -> MarbleState:
+    """Count the rewards that were left out of a mixed micro-step because their loss was not finite."""
+    missed = torch.tensor(left_out, device=memory.skipped.device).to(torch.int64)
+    return replace(memory, skipped=memory.skipped + missed, nonfinite=memory.nonfinite + missed)
 
 
 def _applied(stored: Tensor, solution: Solution, rule: BalanceRule) -> Tensor:
