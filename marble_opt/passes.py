@@ -1,7 +1,8 @@
 """The backward passes of the factored engine and the sink that they fill."""
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,11 +39,9 @@ class Sink:
             return
         problem = layout_problem(call, self.batch)
         if problem is None:
-            repeats = len(grad) // self.batch
-            weights = self.weights.to(grad.device).repeat(1, repeats)
             try:
-                with torch.autocast(grad.device.type, enabled=False):
-                    found = call.handler.contract(call.module, names, saved, call.other, grad, weights)
+                with _without_autocast(grad.device.type):
+                    found = call.handler.contract(call.module, names, saved, call.other, grad, self._weights_for(grad))
             except NotPerSampleError as error:
                 problem = f"{call.path} does not treat its samples one by one ({error})"
         if problem is not None:
@@ -52,6 +51,10 @@ class Sink:
         for name in names:
             self._add(call.names[name], found[name])
         self.precisions |= {grad.dtype, *(tensor.dtype for tensor in saved if tensor.is_floating_point())}
+
+    def _weights_for(self, grad: Tensor) -> Tensor:
+        weights, repeats = self.weights.to(grad.device), len(grad) // self.batch
+        return weights if repeats == 1 else weights.repeat(1, repeats)
 
     def _add(self, parameter: Tensor, rows: Tensor) -> None:
         dtype = torch.promote_types(parameter.dtype, torch.float32)
@@ -160,6 +163,10 @@ def aside(leaves: Collection[Tensor]) -> Iterator[None]:
     finally:
         for leaf, grad in kept:
             leaf.grad = grad
+
+
+def _without_autocast(kind: str) -> AbstractContextManager[Any]:
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 @contextmanager
