@@ -86,7 +86,7 @@ class FactoredEngine:
 
         Raises:
             ValueError: a layer that mixes samples (BatchNorm in train mode, ``scale_grad_by_freq``), a prediction that
-                the terms were not computed from.
+                the terms were not computed from, sharded parameters.
         """
         wanted = _trainable(parameters)
         plan = self._plan(loss, wanted)
@@ -242,7 +242,13 @@ class FactoredEngine:
 
 
 def _trainable(parameters: Iterable[Tensor]) -> list[Tensor]:
-    return list(dict.fromkeys(parameter for parameter in parameters if parameter.requires_grad))
+    found = list(dict.fromkeys(parameter for parameter in parameters if parameter.requires_grad))
+    if any(hasattr(parameter, "device_mesh") for parameter in found):
+        raise ValueError(
+            "sharded parameters (DTensor, as FSDP2 makes them) are not those that the layers compute with: let an "
+            "ordinary backward fill their .grad, one per reward"
+        )
+    return found
 
 
 def _zeros(rewards: int, parameter: Tensor) -> Tensor:

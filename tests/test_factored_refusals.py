@@ -209,3 +209,13 @@ def test_a_prediction_that_is_a_parameter() -> None:
 def test_no_modules(model: list[object]) -> None:
     with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
         FactoredEngine(model)  # type: ignore[arg-type]
+
+
+def test_sharded_parameters() -> None:
+    """Their DTensor never is a leaf of the graph, so they would seem unused."""
+    model = nn.Linear(3, 3)
+    engine = FactoredEngine(model)
+    loss = make_loss(model(torch.randn(4, 3)))
+    model.weight.device_mesh = None  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="sharded parameters"):
+        engine.gradients(loss, trained(model))

@@ -19,13 +19,14 @@ class Handler(ABC):
     """Per-sample gradients of the parameters that a kind of module owns directly.
 
     ``names`` are the parameters that it knows (``None``: any), ``leaf`` says that the module calls no other module,
-    ``casts`` that autocast casts its input to low precision, and ``exact`` that the formula follows from the module's
-    type alone, not from how its forward was written.
+    ``casts`` that autocast casts its input to low precision, ``flattens`` that it makes one matrix of it, and ``exact``
+    that the formula follows from the module's type alone, not from how its forward was written.
     """
 
     names: frozenset[str] | None = None
     leaf = True
     casts = False
+    flattens = False
     exact = True
 
     def refuses(self, module: nn.Module, names: Collection[str]) -> str | None:
