@@ -174,6 +174,17 @@ def test_another_layout_is_found_by_comparison(call: Callable[[nn.Module, Tensor
         compare_blocks(engine.gradients(fitting, trained(model), True), loop(fitting, trained(model)))
 
 
+def test_one_sample_proves_no_layout() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    engine = FactoredEngine(model)
+    loss = make_loss(frames_of_each_sample(model, torch.randn(1, 5, 3).double()))
+    compare_blocks(engine.gradients(loss, trained(model), True), loop(loss, trained(model)))
+    loss = make_loss(frames_of_each_sample(model, torch.randn(4, 5, 3).double()))
+    with pytest.warns(UserWarning, match="differs from its ordinary gradient"):
+        found = engine.gradients(loss, trained(model), True)
+    compare_blocks(found, loop(loss, trained(model)), trained(model))
+
+
 def test_terms_that_reach_parameters_past_the_prediction() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).double()
     engine = FactoredEngine(model)
