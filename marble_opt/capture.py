@@ -89,7 +89,7 @@ class Watch:
                 continue
             self._watched[module] = path
             self._handles += [
-                module.register_forward_pre_hook(_CastHook(self), with_kwargs=True),
+                module.register_forward_pre_hook(_InputHook(self), with_kwargs=True),
                 # First in line: hooks of others may change the output.
                 module.register_forward_hook(_LayerHook(self), prepend=True, with_kwargs=True),
             ]
@@ -183,17 +183,23 @@ class _LayerHook(_Hook):
         return None if self.watch is None else self.watch.capture(module, args, kwargs, output)
 
 
-class _CastHook(_Hook):
-    """Casts the input as autocast is about to, so that one low-precision copy serves the layer and the contraction."""
+class _InputHook(_Hook):
+    """Does to the input what the layer is about to do itself (autocast's cast; the copy that makes one matrix of a
+    slice), so that one copy serves the layer and the contraction.
+    """
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.watch is None or len(args) + len(kwargs) != 1:
             return None
-        x = args[0] if args else next(iter(kwargs.values()))
-        if not isinstance(x, Tensor) or not torch.is_autocast_enabled(x.device.type):
-            return None
+        given = args[0] if args else next(iter(kwargs.values()))
         handler = find_handler(module)
-        if not handler.casts or not trained(module) or x.dtype is torch.float64 or not _recording():
+        if not isinstance(given, Tensor) or not handler.casts or not trained(module) or not _recording():
             return None
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+        x, kind = given, given.device.type
+        if torch.is_autocast_enabled(kind) and x.dtype is not torch.float64:
+            x = x.to(torch.get_autocast_dtype(kind))
+        if handler.flattens and any(x.stride(i) != x.stride(i + 1) * x.shape[i + 1] for i in range(x.dim() - 2)):
+            x = x.contiguous()
+        if x is given:
+            return None
         return ((x,), {}) if args else ((), dict.fromkeys(kwargs, x))

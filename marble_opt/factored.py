@@ -1,35 +1,19 @@
 """The factored backward: K per-reward gradients from one pass per term (DESIGN, section 4)."""
 
-import warnings
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
 from .capture import Watch
+from .factored_gradients import FactoredGradients, label, tell_once, trainable, zeros
 from .passes import Sink, cotangents, ordinary, run_passes
 from .plan import UNWATCHED, Plan, make_plan
 from .separable import SeparableLoss
-from .trust import WRONG, Trust, check_weights, compare
+from .trust import WRONG, Trust, check_row, compare, ordinary_gradients
 
-
-@dataclass
-class FactoredGradients:
-    """What :meth:`FactoredEngine.gradients` found.
-
-    ``blocks``: [K, *shape] per covered parameter that the prediction depends on, at least fp32. ``uncovered``: other
-    parameters that it depends on, which need exact passes (:meth:`FactoredEngine.exact`); if there are any, the
-    graph has been kept. ``reasons``: why, by the parameter's name. ``passes``: backward passes run, without the
-    comparisons of the first steps. ``layers``: modules contracted.
-    """
-
-    blocks: dict[Tensor, Tensor]
-    uncovered: list[Tensor]
-    reasons: dict[str, str]
-    passes: int
-    layers: int
+__all__ = ["FactoredEngine", "FactoredGradients"]
 
 
 class FactoredEngine:
@@ -86,9 +70,9 @@ class FactoredEngine:
 
         Raises:
             ValueError: a layer that mixes samples (BatchNorm in train mode, ``scale_grad_by_freq``), a prediction that
-                the terms were not computed from.
+                the terms were not computed from, sharded parameters.
         """
-        wanted = _trainable(parameters)
+        wanted = trainable(parameters)
         plan = self._plan(loss, wanted)
         keys = self._keys(plan, wanted)
         for parameter, key in keys.items():
@@ -99,8 +83,8 @@ class FactoredEngine:
         pending = [] if all(flow is None for flow in flows) else self._pending(plan, keys)
         expected, weights = {}, loss.weights
         if pending:
-            expected = _expected(loss, pending, scale, plan)
-            weights = torch.cat([weights, _check_row(loss)], 1)
+            expected = ordinary_gradients(loss, pending, scale, plan.leaves)
+            weights = torch.cat([weights, check_row(loss)], 1)
         # Whether all will be covered is known after the passes only, and what is not needs the graph.
         unsure = (
             pending or plan.hiding or any(not call.handler.exact for each in plan.covered.values() for call in each)
@@ -127,15 +111,15 @@ class FactoredEngine:
         Raises:
             RuntimeError: a parameter with an ordinary gradient and no contraction, or another; all are named.
         """
-        wanted = _trainable(parameters)
+        wanted = trainable(parameters)
         plan = self._plan(loss, wanted)
-        sink, _ = self._contract(loss, plan, wanted, cotangents(loss, 1.0), _check_row(loss), keep=True)
-        expected = _expected(loss, wanted, 1.0, plan)
+        sink, _ = self._contract(loss, plan, wanted, cotangents(loss, 1.0), check_row(loss), keep=True)
+        expected = ordinary_gradients(loss, wanted, 1.0, plan.leaves)
         found = {parameter: block[0] for parameter, block in sink.blocks.items() if parameter not in sink.failed}
         verdicts = compare(found, expected, self._precisions(loss, sink))
         names, reasons = self._watch.names(), {**plan.uncovered, **sink.failed}
         wrong = [
-            f"{_name(names, parameter)}: {reasons.get(parameter, 'the per-sample gradients do not sum to it')}"
+            f"{label(names, parameter)}: {reasons.get(parameter, 'the per-sample gradients do not sum to it')}"
             for parameter, verdict in verdicts.items()
             if verdict == WRONG
         ]
@@ -153,9 +137,9 @@ class FactoredEngine:
 
         Works with reentrant checkpoints too.
         """
-        wanted = _trainable(parameters)
+        wanted = trainable(parameters)
         plan = self._plan(loss, [])
-        blocks = {parameter: _zeros(loss.num_rewards, parameter) for parameter in wanted}
+        blocks = {parameter: zeros(loss.num_rewards, parameter) for parameter in wanted}
         for index, value in enumerate(loss.losses()):
             keep = retain_graph or index + 1 < loss.num_rewards
             for parameter, gradient in zip(wanted, ordinary(value * scale, wanted, keep, plan.leaves), strict=True):
@@ -180,16 +164,20 @@ class FactoredEngine:
         return make_plan(loss, wanted, self._watch)
 
     def _keys(self, plan: Plan, wanted: Sequence[Tensor]) -> dict[Tensor, Hashable]:
-        """What a comparison holds for: the parameter's name and the multiples of the batch in its layers."""
-        names = self._watch.names() if plan.hiding else {}
+        """What a comparison holds for: the parameter's name and the multiples of the batch in its layers.
+
+        Not from one sample to several: with one, every layout is right.
+        """
+        names, several = self._watch.names() if plan.hiding else {}, plan.batch > 1
         keys: dict[Tensor, Hashable] = {}
         for parameter in wanted:
             if plan.hiding and parameter not in plan.uncovered:
-                keys[parameter] = (_name(names, parameter), None)
+                keys[parameter] = (label(names, parameter), several)
             elif parameter in plan.covered:
                 calls = plan.covered[parameter]
                 own = next(name for name, each in calls[0].names.items() if each is parameter)
-                keys[parameter] = (own, frozenset((call.path, (call.rows or 0) // plan.batch) for call in calls))
+                layouts = frozenset((call.path, (call.rows or 0) // plan.batch) for call in calls)
+                keys[parameter] = (own, layouts, several)
         return keys
 
     def _pending(self, plan: Plan, keys: dict[Tensor, Hashable]) -> list[Tensor]:
@@ -224,44 +212,11 @@ class FactoredEngine:
     def _result(self, plan: Plan, sink: Sink, passes: int, rewards: int) -> FactoredGradients:
         uncovered = {**plan.uncovered, **sink.failed}
         blocks = {
-            parameter: sink.blocks[parameter] if parameter in sink.blocks else _zeros(rewards, parameter)
+            parameter: sink.blocks[parameter] if parameter in sink.blocks else zeros(rewards, parameter)
             for parameter in dict.fromkeys([*plan.covered, *sink.blocks])
             if parameter not in uncovered
         }
         names = self._watch.names() if uncovered else {}
-        reasons = {_name(names, parameter): reason for parameter, reason in uncovered.items()}
-        new = [f"{name} ({reason})" for name, reason in reasons.items() if name not in self._told]
-        if new:
-            self._told.update(reasons)
-            warnings.warn(
-                "the factored backward does not cover these parameters, which take one exact backward per reward: "
-                + "; ".join(new),
-                stacklevel=3,
-            )
+        reasons = {label(names, parameter): reason for parameter, reason in uncovered.items()}
+        tell_once(reasons, self._told)
         return FactoredGradients(blocks, list(uncovered), reasons, passes, len(sink.modules))
-
-
-def _trainable(parameters: Iterable[Tensor]) -> list[Tensor]:
-    return list(dict.fromkeys(parameter for parameter in parameters if parameter.requires_grad))
-
-
-def _zeros(rewards: int, parameter: Tensor) -> Tensor:
-    dtype = torch.promote_types(parameter.dtype, torch.float32)
-    return torch.zeros(rewards, *parameter.shape, dtype=dtype, device=parameter.device)
-
-
-def _name(names: dict[Tensor, str], parameter: Tensor) -> str:
-    return names.get(parameter, f"a parameter of shape {list(parameter.shape)} outside the watched modules")
-
-
-def _check_row(loss: SeparableLoss) -> Tensor:
-    return check_weights(*loss.terms.shape).to(loss.weights).unsqueeze(1)
-
-
-def _expected(
-    loss: SeparableLoss, parameters: list[Tensor], scale: Tensor | float, plan: Plan
-) -> dict[Tensor, Tensor | None]:
-    """The ordinary gradients of the check row's loss, over the samples that have a weight."""
-    terms = torch.where((loss.weights != 0).any(1), loss.terms, 0)
-    value = (_check_row(loss).squeeze(1) * terms).sum() * scale
-    return dict(zip(parameters, ordinary(value, parameters, True, plan.leaves), strict=True))

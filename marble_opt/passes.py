@@ -1,7 +1,8 @@
 """The backward passes of the factored engine and the sink that they fill."""
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,8 @@ from torch import Tensor
 from .capture import Call, Watch
 from .handlers import NotPerSampleError
 from .separable import SeparableLoss
+
+_ROUNDING = 32
 
 
 class Sink:
@@ -36,11 +39,9 @@ class Sink:
             return
         problem = layout_problem(call, self.batch)
         if problem is None:
-            repeats = len(grad) // self.batch
-            weights = self.weights.to(grad.device).repeat(1, repeats)
             try:
-                with torch.autocast(grad.device.type, enabled=False):
-                    found = call.handler.contract(call.module, names, saved, call.other, grad, weights)
+                with _without_autocast(grad.device.type):
+                    found = call.handler.contract(call.module, names, saved, call.other, grad, self._weights_for(grad))
             except NotPerSampleError as error:
                 problem = f"{call.path} does not treat its samples one by one ({error})"
         if problem is not None:
@@ -50,6 +51,10 @@ class Sink:
         for name in names:
             self._add(call.names[name], found[name])
         self.precisions |= {grad.dtype, *(tensor.dtype for tensor in saved if tensor.is_floating_point())}
+
+    def _weights_for(self, grad: Tensor) -> Tensor:
+        weights, repeats = self.weights.to(grad.device), len(grad) // self.batch
+        return weights if repeats == 1 else weights.repeat(1, repeats)
 
     def _add(self, parameter: Tensor, rows: Tensor) -> None:
         dtype = torch.promote_types(parameter.dtype, torch.float32)
@@ -77,13 +82,12 @@ def layout_problem(call: Call, batch: int) -> str | None:
 
 
 def cotangents(loss: SeparableLoss, scale: Tensor | float) -> list[Tensor | None]:
-    """u_m = scale · ∂ (Σ_i terms[m, i]) / ∂ prediction; ``None`` where it is zero for every sample that has a weight.
+    """u_m = scale · ∂ (Σ_i terms[m, i]) / ∂ prediction, zero for samples without a weight.
 
-    This is where the device is waited for: M flags are read.
+    ``None`` where it is zero, or no more than rounding beside the other terms (DiffusionNFT's anchor at v = v_old): for
+    each sample |u_mi| max_k |weights[m, k, i]| ≤ 32 ε times the largest over m. This is where the device is waited
+    for: M flags are read.
     """
-    if not loss.prediction.requires_grad:
-        raise ValueError("the prediction has no graph: pass the tensor that the terms were computed from")
-    used = (loss.weights != 0).any(1)
     outer = torch.ones_like(loss.terms[0]) * scale
     found = [
         torch.autograd.grad(term, loss.prediction, outer, retain_graph=True, allow_unused=True)[0]
@@ -91,12 +95,16 @@ def cotangents(loss: SeparableLoss, scale: Tensor | float) -> list[Tensor | None
     ]
     if all(each is None for each in found):
         raise ValueError("the terms do not depend on `prediction`: pass the very tensor that they were computed from")
-    masked = [
-        torch.zeros_like(loss.prediction) if each is None else torch.where(_like(keep, each), each, 0)
-        for each, keep in zip(found, used, strict=True)
+    importance = loss.weights.abs().amax(1).to(loss.prediction.device)
+    flows = [
+        torch.zeros_like(loss.prediction) if each is None else torch.where(_like(used, each), each, 0)
+        for each, used in zip(found, importance > 0, strict=True)
     ]
-    nonzero = torch.stack([each.any() for each in masked]).tolist()
-    return [each if some else None for each, some in zip(masked, nonzero, strict=True)]
+    sizes = torch.stack([flow.flatten(1).to(torch.float32).norm(dim=1) for flow in flows]) * importance
+    eps = min(torch.finfo(kind).eps for kind in (loss.prediction.dtype, loss.terms.dtype, torch.float32))
+    # Not "size > limit", so that NaN is passed on.
+    nothing = (sizes <= _ROUNDING * eps * sizes.amax(0)).all(1) | (sizes == 0).all(1)
+    return [None if skip else flow for flow, skip in zip(flows, nothing.tolist(), strict=True)]
 
 
 def run_passes(
@@ -157,6 +165,10 @@ def aside(leaves: Collection[Tensor]) -> Iterator[None]:
             leaf.grad = grad
 
 
+def _without_autocast(kind: str) -> AbstractContextManager[Any]:
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
 @contextmanager
 def _collecting(watch: Watch, sink: Sink) -> Iterator[None]:
     watch.collect = sink.receive
@@ -167,4 +179,4 @@ def _collecting(watch: Watch, sink: Sink) -> Iterator[None]:
 
 
 def _like(flags: Tensor, tensor: Tensor) -> Tensor:
-    return flags.to(tensor.device).view(-1, *[1] * (tensor.dim() - 1))
+    return flags.view(-1, *[1] * (tensor.dim() - 1))

@@ -33,8 +33,10 @@ def make_plan(loss: SeparableLoss, wanted: Collection[Tensor], watch: Watch) -> 
     these layers are samples.
 
     Raises:
-        ValueError: a layer that mixes samples, by its path.
+        ValueError: a layer that mixes samples, by its path; a prediction without a graph.
     """
+    if not loss.prediction.requires_grad:
+        raise ValueError("the prediction has no graph: pass the tensor that the terms were computed from")
     batch = loss.prediction.shape[0]
     main = survey([loss.prediction], watch)
     # Terms that reach a parameter without passing the prediction, a regulariser for example.

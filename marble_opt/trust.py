@@ -1,10 +1,13 @@
 """Comparing contractions with ordinary gradients, until a parameter is known to be contracted rightly."""
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from .passes import ordinary
+from .separable import SeparableLoss
 
 # Relative to the norm of the parameter's gradient, by the lowest precision in the model: what is booked on a wrong
 # sample is off by much more, while the two sides round differently wherever gradients pass through that precision
@@ -47,11 +50,22 @@ def compare(
     return {parameter: (RIGHT, UNCLEAR, WRONG)[each] for parameter, each in zip(expected, verdicts, strict=True)}
 
 
-def check_weights(terms: int, batch: int) -> Tensor:
-    """Weights [M, B] that differ by sample, so that a gradient that was booked on the wrong sample shows, and by term,
-    so that terms which pull in opposite directions do not cancel.
+def check_row(loss: SeparableLoss) -> Tensor:
+    """Weights [M, 1, B] of one more reward, that differ by sample, so that a gradient that was booked on the wrong
+    sample shows, and by term, so that terms which pull in opposite directions do not cancel.
     """
-    return torch.linspace(0.5, 1.5, batch) + torch.arange(terms).unsqueeze(1)
+    terms, batch = loss.terms.shape
+    row = torch.linspace(0.5, 1.5, batch) + torch.arange(terms).unsqueeze(1)
+    return row.to(loss.weights).unsqueeze(1)
+
+
+def ordinary_gradients(
+    loss: SeparableLoss, parameters: Sequence[Tensor], scale: Tensor | float, leaves: Collection[Tensor] | None
+) -> dict[Tensor, Tensor | None]:
+    """Of the loss that :func:`check_row` weighs, over the samples that have a weight. The graph is kept."""
+    terms = torch.where((loss.weights != 0).any(1), loss.terms, 0)
+    value = (check_row(loss).squeeze(1) * terms).sum() * scale
+    return dict(zip(parameters, ordinary(value, parameters, True, leaves), strict=True))
 
 
 @dataclass

@@ -19,13 +19,14 @@ class Handler(ABC):
     """Per-sample gradients of the parameters that a kind of module owns directly.
 
     ``names`` are the parameters that it knows (``None``: any), ``leaf`` says that the module calls no other module,
-    ``casts`` that autocast casts its input to low precision, and ``exact`` that the formula follows from the module's
-    type alone, not from how its forward was written.
+    ``casts`` that autocast casts its input to low precision, ``flattens`` that it makes one matrix of it, and ``exact``
+    that the formula follows from the module's type alone, not from how its forward was written.
     """
 
     names: frozenset[str] | None = None
     leaf = True
     casts = False
+    flattens = False
     exact = True
 
     def refuses(self, module: nn.Module, names: Collection[str]) -> str | None:
@@ -94,8 +95,11 @@ def mix_products(left: Tensor, right: Tensor, weights: Tensor) -> Tensor:
     if rewards * middle <= rewards + middle:
         scaled = weights[:, :, None, None] * left.to(dtype)
         return scaled.reshape(rewards, -1, outputs).mT @ right.to(dtype).reshape(-1, inputs)
-    result = weights.new_zeros(rewards, outputs * inputs)
     size = max(1, CHUNK_ELEMENTS // (outputs * inputs))
+    if size >= rows:
+        matrices = left.to(dtype).mT @ right.to(dtype)
+        return (weights @ matrices.flatten(1)).view(rewards, outputs, inputs)
+    result = weights.new_zeros(rewards, outputs * inputs)
     for start in range(0, rows, size):
         part = slice(start, start + size)
         matrices = left[part].to(dtype).mT @ right[part].to(dtype)

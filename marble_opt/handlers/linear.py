@@ -13,6 +13,7 @@ class LinearHandler(Handler):
 
     names = frozenset({"weight", "bias"})
     casts = True
+    flattens = True
 
     def rows(self, module: nn.Module, saved: list[Tensor], output: Tensor) -> int | None:
         return output.shape[0] if output.dim() > 1 else None

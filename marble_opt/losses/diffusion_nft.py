@@ -65,7 +65,9 @@ def diffusion_nft(
     r = torch.where(valid, advantages, 0).clamp(-adv_clip, adv_clip) / (2 * adv_clip) + 0.5
     scale = valid.to(r.dtype) * (adv_clip / beta) / normalisers(valid, counts)
     if anchor == "per_reward":
-        return SeparableLoss(prediction, torch.stack([positive, negative]), torch.stack([r * scale, (1 - r) * scale]))
+        # Contrast and anchor instead of L⁺ and L⁻, whose gradients nearly cancel and never vanish alone.
+        terms = torch.stack([positive - negative, positive + negative])
+        return SeparableLoss(prediction, terms, torch.stack([(r - 0.5) * scale, 0.5 * scale]))
     used = valid.any(0)
     pull = (adv_clip / beta) * (used * (positive + negative)).sum() / (2 * (samples or max(int(used.sum()), 1)))
     return SeparableLoss(prediction, (positive - negative).unsqueeze(0), ((r - 0.5) * scale).unsqueeze(0), shared=pull)
