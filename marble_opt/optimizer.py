@@ -148,9 +148,14 @@ class Marble(OptimizerWrapper):
 
         A copy or an unpickled optimizer watches nothing until this is called with its own model.
         """
+        self.unwatch()
+        self._collector.engine = FactoredEngine(model)
+
+    def unwatch(self) -> None:
+        """Take the hooks off the watched model; the route is the loop from now on."""
         if self._collector.engine is not None:
             self._collector.engine.close()
-        self._collector.engine = FactoredEngine(model)
+            self._collector.engine = None
 
     def backward(
         self,

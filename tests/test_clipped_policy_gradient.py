@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from factored_cases import compare_blocks, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from factored_cases import compare_blocks, trained
 from marble_opt.factored import FactoredEngine
 from marble_opt.losses import clipped_policy_gradient
 

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from factored_cases import compare_blocks, error, loop, make_loss, trained
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from factored_cases import compare_blocks, error, loop, make_loss, trained
 from marble_opt import SeparableLoss
 from marble_opt.factored import FactoredEngine
 

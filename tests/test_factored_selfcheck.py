@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from factored_cases import compare_blocks, loop, make_loss, trained
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from factored_cases import compare_blocks, loop, make_loss, trained
 from marble_opt import SeparableLoss
 from marble_opt.factored import FactoredEngine
 from marble_opt.handlers import conv, embedding, generic, linear, norm
