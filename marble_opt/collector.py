@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .bank import GradientBank, add_to_grad
 from .factored import FactoredEngine
-from .routes import Losses, check_loss, combine_losses, loop, scalar_losses, total
+from .routes import Losses, check_loss, combine_losses, gradients_of, loop, scalar_losses, total
 from .separable import SeparableLoss
 
 
@@ -93,10 +93,7 @@ class GradientCollector:
         if rest is not None:
             self.work.passes += 1
             parameters = self._parameters()
-            scaled = self._scaled(rest)
-            add_to_grad(
-                parameters, torch.autograd.grad(scaled, parameters, retain_graph=retain_graph, allow_unused=True)
-            )
+            add_to_grad(parameters, gradients_of(self._scaled(rest), parameters, retain_graph))
 
     def _shared(self, losses: Losses, shared: Tensor | None, weight: float) -> Tensor | None:
         if weight == 0:

@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .passes import ordinary
 from .separable import SeparableLoss
+from .survey import hides
 
 Losses = Mapping[str, Tensor | None] | Tensor | SeparableLoss
 Gradients = Sequence[Tensor | None]
@@ -59,13 +61,21 @@ def loop(
 ) -> None:
     """One backward per loss, ``store(k, gradients)`` after each: the exact and slow route.
 
-    The gradients are taken with ``torch.autograd.grad``, so that they stay local to the rank: hooks
-    on ``.grad``, DDP's reduction among them, do not fire.
+    The gradients stay local to the rank: hooks on ``.grad``, DDP's reduction among them, do not fire.
     """
     present = [(index, loss) for index, loss in enumerate(losses) if loss is not None]
     for position, (index, loss) in enumerate(present):
         keep = retain_graph or position + 1 < len(present)
-        store(index, torch.autograd.grad(loss, parameters, retain_graph=keep, allow_unused=True))
+        store(index, gradients_of(loss, parameters, keep))
+
+
+def gradients_of(loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool) -> list[Tensor | None]:
+    """Gradients of one scalar, without touching ``.grad``.
+
+    Where a reentrant checkpoint refuses ``torch.autograd.grad`` a plain backward is made with the parameters' ``.grad``
+    put aside; other leaves of the graph then get a ``.grad`` too, and hooks fire.
+    """
+    return ordinary(loss, parameters, retain_graph, set(parameters) if hides(loss) else None)
 
 
 def total(terms: Sequence[Tensor | None]) -> Tensor | None:

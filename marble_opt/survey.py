@@ -73,3 +73,17 @@ def survey(starts: Iterable[Tensor], watch: Watch, stop: Iterable[Tensor] = ()) 
         stack.extend((following, scope) for following, _ in node.next_functions if following is not None)
     result.calls = list(calls)
     return result
+
+
+def hides(start: Tensor) -> bool:
+    """Whether a reentrant checkpoint is in the graph of ``start``: it refuses ``torch.autograd.grad``."""
+    stack, seen = [get_gradient_edge(start).node], set()
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.name() == _HIDING:
+            return True
+        stack.extend(following for following, _ in node.next_functions if following is not None)
+    return False
