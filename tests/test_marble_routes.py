@@ -127,26 +127,23 @@ def test_factored_steps_equal_those_of_the_loop(option: str, kind: str, anchor: 
         assert report.active.tolist() == other.active.tolist()
         assert report.skipped.tolist() == other.skipped.tolist()
         torch.testing.assert_close(report.alpha, other.alpha, rtol=0, atol=1e3 * TOLERANCE[dtype])
-    # The toys do what they are for: somebody was absent, and the parameters moved.
-    assert [report.active.all().item() for report in reports if report.refreshed and report.step != 1] != []
     assert not close(ours, values(MODELS[kind]().to(dtype).parameters()), 0.01)
+    assert reports[-1].skipped.tolist() == [0, 0, 0 if reports[1].route == "mixed" else 1]
 
 
 def test_the_comparison_has_teeth() -> None:
     first, second = Network().double(), Network().double()
     ours, _ = train(first, model=first)
-    theirs, _ = train(second, route="loop", floor=0.01)
+    theirs, _ = train(second, route="loop", weights={"a": 1.01})
     assert not close(ours, theirs, 1e-6)
 
 
-@pytest.mark.parametrize(("anchor", "kl", "passes"), [("per_reward", True, 3), ("per_reward", False, 2)])
 @pytest.mark.parametrize("check", [True, False])
-def test_the_papers_form_takes_two_passes_and_one_for_shared_terms(
-    anchor: str, kl: bool, passes: int, check: bool
-) -> None:
+@pytest.mark.parametrize("kl", [True, False])
+def test_the_papers_form_takes_two_passes_and_one_for_shared_terms(kl: bool, check: bool) -> None:
     model = Network()
-    report = advance(sgd(model, model=model, check=check), model, 0, anchor, kl)
-    assert (report.route, report.passes, report.layers, report.fallback) == ("factored", MICRO * passes, 3, {})
+    report = advance(sgd(model, model=model, check=check), model, 0, kl=kl)
+    assert (report.route, report.passes, report.layers, report.fallback) == ("factored", MICRO * (2 + kl), 3, {})
 
 
 @pytest.mark.parametrize("kl", [True, False])
@@ -160,7 +157,8 @@ def test_a_pass_whose_cotangent_is_zero_is_skipped() -> None:
     # At v = v_old the anchor, which is the second term, has no gradient.
     model = Network().double()
     opt = sgd(model, model=model)
-    assert [advance(opt, model, step, kl=False, same=step == 0).passes for step in range(2)] == [MICRO, 2 * MICRO]
+    passes = [advance(opt, model, step, kl=False, same=step == 0).passes for step in range(2)]
+    assert passes == [MICRO, 2 * MICRO]
 
 
 def test_the_loop_takes_one_pass_per_reward_that_is_there() -> None:
@@ -317,7 +315,8 @@ def test_a_copy_takes_the_loop_until_it_watches_its_own_model(
     opt = sgd(model, model=model, route=route, ema=0.5)
     advance(opt, model, 0)
     if when == "within_a_step":
-        opt.backward(nft(model, 2, 0, "shared"))
+        # Without shared terms: torch copies no .grad.
+        opt.backward(nft(model, 2, 0, "per_reward"))
     other_model, other = duplicate((model, opt))
     expected = {0: "factored", 1: "loop"}
     for step in (2, 3):
@@ -342,7 +341,9 @@ def test_watching_another_model_lets_go_of_the_first() -> None:
     opt.watch(second)
     assert hooks(first) == 0
     assert advance(opt, second, 0).fallback == {}
-    assert len(advance(opt, first, 2).fallback) == len(list(first.parameters()))
+    assert set(advance(opt, first, 2).fallback) == {
+        f"a parameter of shape {list(p.shape)} outside the watched modules" for p in first.parameters()
+    }
     opt.unwatch()
     opt.unwatch()
     assert hooks(both) == 0

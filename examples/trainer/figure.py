@@ -26,8 +26,8 @@ def draw(base: Evaluation, runs: list[Run], path: Path) -> Path:
     """Write the figure as PNG and return its path. Images are those of the first seed of each method."""
     methods = list(dict.fromkeys(run.config.method for run in runs))
     rows = 1 + len(methods)
-    figure = plt.figure(figsize=(15, 6.4 + 1.75 * rows), layout="constrained")
-    curves, images = figure.subfigures(2, 1, height_ratios=[6.4, 1.75 * rows])
+    figure = plt.figure(figsize=(15, 6.4 + 1.85 * rows), layout="constrained")
+    curves, images = figure.subfigures(2, 1, height_ratios=[6.4, 1.85 * rows])
     axes = curves.subplots(2, 4)
     for ax, name in zip(axes.flat, REWARDS, strict=False):
         _reward_curve(ax, name, base, runs)
@@ -70,17 +70,13 @@ def _weights(ax: Axes, runs: list[Run]) -> None:
     balanced = [run for run in runs if run.config.method == "marble"]
     for name, colour in zip(REWARDS, _REWARD_COLOURS, strict=True):
         for run in balanced[:1]:
-            ax.plot(
-                [row["step"] for row in run.history],
-                [row[f"alpha/{name}"] for row in run.history],
-                color=colour,
-                label=name,
-                lw=1,
-            )
+            steps = [row["step"] for row in run.history]
+            ax.plot(steps, [row[f"alpha/{name}"] for row in run.history], color=colour, label=name, lw=1)
     ax.set_title("α (marble, first seed)" if balanced else "α (no marble run)", fontsize=10)
     ax.set_xlabel("optimizer step")
+    ax.set_ylim(0, 0.75)
     if balanced:
-        ax.legend(fontsize=7)
+        ax.legend(fontsize=7, ncols=3, loc="upper center")
 
 
 def _legend(ax: Axes, runs: list[Run]) -> None:
@@ -95,14 +91,15 @@ def _image_grid(figure: Figure, rows: list[tuple[str, Evaluation]]) -> None:
     shown = [kind * per_kind + i for kind in range(len(KINDS)) for i in range(min(_SHOWN_PER_KIND, per_kind))]
     prompts = held_out_prompts(per_kind)
     axes = np.atleast_2d(figure.subplots(len(rows), len(shown)))
-    for line, (label, evaluation) in zip(axes, rows, strict=True):
-        for ax, index in zip(line, shown, strict=True):
+    for row, (label, evaluation) in enumerate(rows):
+        for column, index in enumerate(shown):
+            ax = axes[row, column]
             ax.imshow(evaluation.images[index].permute(1, 2, 0).numpy())
             ax.set_xticks([])
             ax.set_yticks([])
-            if ax is line[0]:
+            if column == 0:
                 ax.set_ylabel(label, fontsize=10)
-            if line is axes[0]:
+            if row == 0:
                 ax.set_title(_wrapped(prompts[index].text), fontsize=8)
 
 
