@@ -10,6 +10,7 @@ from torch import Tensor
 import marble_opt
 
 SUM = "weighted sum"
+MIXED = "mixed step"
 
 MODELS: dict[str, dict] = {
     "tiny": {
@@ -131,14 +132,16 @@ class Form:
         anchor: str = "shared",
         kl: bool = True,
         kl_every: int = 1,
-        micro_steps: int = 8,
+        micro_steps: int = 2,
     ) -> None:
         self.setting, self.kl, self.anchor, self.micro_steps, self.kl_every = setting, kl, anchor, micro_steps, kl_every
         self.base = torch.optim.AdamW(setting.parameters, lr=1e-6)
         self.marble = None
         if options is not None:
             names = [f"r{k}" for k in range(rewards)]
-            self.marble = marble_opt.Marble(self.base, names, model=setting.model, **options)
+            self.marble = marble_opt.Marble(self.base, names, **options)
+            # Comparing each parameter the first times that it is met is not a part of a usual step.
+            self.marble.watch(setting.model, verify=False)
         self.advantages = torch.randn(rewards, setting.batch, device=setting.device)
 
     def close(self) -> None:
@@ -196,14 +199,14 @@ def forms(setting: Setting, rewards: int) -> dict[str, Callable[[], Form]]:
     make = lambda *args, **kwargs: lambda: Form(setting, rewards, *args, **kwargs)  # noqa: E731
     return {
         SUM: make(None),
-        "weighted sum, KL every 8": make(None, kl_every=8),
+        "weighted sum, KL every 8": make(None, kl_every=8, micro_steps=8),
         "weighted sum, no KL (matching)": make(None, anchor="matching", kl=False),
-        "probe 1/8": make({"probe": 1 / 8, "micro_steps": 8}),
-        "mixed step": make({"refresh_every": 10**6}),
+        "probe 1/8": make({"probe": 1 / 8, "micro_steps": 8}, micro_steps=8),
+        MIXED: make({"refresh_every": 10**6}),
         "exact, shared anchor": make({}),
         "exact, paper's anchor": make({}, anchor="per_reward"),
         "exact, no KL (matching)": make({}, anchor="matching", kl=False),
-        "exact, shared every 8": make({"shared_every": 8}),
+        "exact, shared every 8": make({"shared_every": 8}, micro_steps=8),
         "K-loop": make({"route": "loop"}, micro_steps=1),
         "TorchJD MGDA": lambda: TorchJDForm(setting, rewards, None, micro_steps=1),
     }

@@ -143,13 +143,14 @@ class Marble(OptimizerWrapper):
         """Whether the next micro-step uses its shared terms; if not, nothing they need has to be computed."""
         return self._cycle.shared_weight > 0
 
-    def watch(self, model: nn.Module | Iterable[nn.Module]) -> None:
+    def watch(self, model: nn.Module | Iterable[nn.Module], verify: bool = True) -> None:
         """Hook the layers of ``model`` for the factored route; replaces what was watched before.
 
-        A copy or an unpickled optimizer watches nothing until this is called with its own model.
+        ``verify``: compare each parameter with its ordinary gradient the first times that it is met. A copy or an
+        unpickled optimizer watches nothing until this is called with its own model.
         """
         self.unwatch()
-        self._collector.engine = FactoredEngine(model)
+        self._collector.engine = FactoredEngine(model, verify=verify)
 
     def unwatch(self) -> None:
         """Take the hooks off the watched model; the route is the loop from now on."""
