@@ -97,13 +97,16 @@ class BalanceCycle:
             rows = self._probed is None
             reduce_step(self.collector, parameters, self.process_group, self.reduction, rows=rows)
         if self._probed is not None:
-            result = self._probed._replace(memory=count_left_out(self._probed.memory, self.collector.left_out))
-            self._finish_probes(result, parameters)
+            # A reward that a probe left out has been counted.
+            missed = torch.tensor(self.collector.left_out, device=self._probed.report.active.device)
+            memory = count_left_out(self._probed.memory, missed & self._probed.report.active)
+            report = replace(self._probed.report, skipped=memory.skipped, nonfinite=memory.nonfinite)
+            self._finish_probes(self._probed._replace(report=report, memory=memory), parameters)
         elif self.refreshing:
             self._apply(self._solve(parameters))
         else:
             acts = self.collector.contributed or self.rule.observing
-            memory = count_left_out(self.memory, self.collector.left_out)
+            memory = count_left_out(self.memory, torch.tensor(self.collector.left_out))
             self._keep(self.report, memory, dropped=not (acts and _all_finite(parameters)))
         self.collector.closed = True
         if self.report is not None:
@@ -127,7 +130,7 @@ class BalanceCycle:
         return self._solve(parameters)
 
     def _finish_probes(self, result: Refresh, parameters: Sequence[Tensor]) -> None:
-        if not result.usable or _all_finite(parameters):
+        if not result.usable or _all_finite(parameters, nothing=True):
             self._apply(result)
         else:
             self._keep(result.report, result.memory, dropped=True)
@@ -145,7 +148,7 @@ class BalanceCycle:
         self.memory, self.report = reuse(report, memory, dropped)
 
 
-def _all_finite(parameters: Sequence[Tensor]) -> bool:
-    """Whether there is a gradient and all of it is finite; waits for the device."""
+def _all_finite(parameters: Sequence[Tensor], nothing: bool = False) -> bool:
+    """Whether all gradients are finite (``nothing``: the answer where there is none); waits for the device."""
     norms = [parameter.grad.norm() for parameter in parameters if parameter.grad is not None]
-    return bool(norms) and bool(torch.stack(norms).isfinite().all())
+    return bool(torch.stack(norms).isfinite().all()) if norms else nothing

@@ -92,9 +92,9 @@ def reuse(report: Balance | None, memory: MarbleState, dropped: bool) -> tuple[M
     )
 
 
-def count_left_out(memory: MarbleState, left_out: list[bool]) -> MarbleState:
-    """Count the rewards that were left out of a mixed micro-step because their loss was not finite."""
-    missed = torch.tensor(left_out, device=memory.skipped.device).to(torch.int64)
+def count_left_out(memory: MarbleState, left_out: Tensor) -> MarbleState:
+    """Count the rewards (bool [K]) that were left out of a mixed micro-step because their loss was not finite."""
+    missed = left_out.to(memory.skipped)
     return replace(memory, skipped=memory.skipped + missed, nonfinite=memory.nonfinite + missed)
 
 

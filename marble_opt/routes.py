@@ -89,16 +89,19 @@ def combine_losses(
 ) -> tuple[Tensor | None, list[int]]:
     """Σ c_k loss_k as one scalar (``None`` if nothing is left), and the rewards whose loss is not finite.
 
-    Those are left out; but if that leaves none under a loss scaler, they stay in, for the scaler to see.
+    Those are left out, as are rewards with c_k = 0, whose gradient may not be finite; but if that leaves none under a
+    loss scaler, they stay in, for the scaler to see.
     """
     present = [(index, loss) for index, loss in enumerate(scalars) if loss is not None]
     if not present:
         return None, []
     if isinstance(losses, SeparableLoss):
         return losses.combined(coefficients), []
-    finite = torch.isfinite(torch.stack([loss.detach() for _, loss in present])).tolist()
-    kept = [pair for pair, keep in zip(present, finite, strict=True) if keep]
-    left_out = [index for (index, _), keep in zip(present, finite, strict=True) if not keep]
+    values = torch.stack([loss.detach() for _, loss in present])
+    used = coefficients[[index for index, _ in present]].to(values.device) != 0
+    flags = torch.stack([torch.isfinite(values), used]).T.tolist()
+    kept = [pair for pair, keep in zip(present, flags, strict=True) if all(keep)]
+    left_out = [index for (index, _), (finite, _) in zip(present, flags, strict=True) if not finite]
     if not kept and scaled:
         kept = present
     return total([coefficients[index].to(loss) * loss for index, loss in kept]), left_out

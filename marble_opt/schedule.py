@@ -19,16 +19,17 @@ class MicroSchedule:
     """
 
     def __init__(self, micro_steps: int | None = None, probe: float | None = None, shared_every: int = 1) -> None:
-        if micro_steps is not None and micro_steps < 1:
-            raise ValueError(f"micro_steps must be at least 1, got {micro_steps}")
+        if micro_steps is not None and (micro_steps < 1 or int(micro_steps) != micro_steps):
+            raise ValueError(f"micro_steps must be a whole number >= 1, got {micro_steps}")
         if shared_every < 1 or int(shared_every) != shared_every:
             raise ValueError(f"shared_every must be a whole number >= 1, got {shared_every}")
         if probe is not None and micro_steps is None:
             raise ValueError("probe needs micro_steps: how many backward() calls make one optimizer step")
         if probe is not None and not 0 < probe < 1:
             raise ValueError(f"probe must be between 0 and 1, got {probe}")
-        self.shared_every = shared_every
-        self.probes = 0 if probe is None or micro_steps is None else math.ceil(probe * micro_steps)
+        self.shared_every = int(shared_every)
+        # Rounded first: 0.07 · 100 is 7.000000000000001 in floating point.
+        self.probes = 0 if probe is None or micro_steps is None else math.ceil(round(probe * micro_steps, 9))
         if self.probes and self.probes == micro_steps:
             raise ValueError(f"probe={probe} of {micro_steps} micro-steps leaves none to mix: use probe=None")
         # Probes carry no shared terms; the other micro-steps make up for it.
