@@ -26,16 +26,17 @@ RESULTS = ROOT / "benchmarks" / "results"
 ROWS = RESULTS / "main_job.jsonl"
 METHODS = ("sum", "gdpo", "equal", "marble")
 SEEDS = (0, 1, 2)
+LENGTH = ("--steps", "40", "--eval-every", "10", "--eval-prompts", "160")
 COLOURS = {"sum": "#d95f02", "gdpo": "#7570b3", "equal": "#666666", "marble": "#1b9e77"}
 BASE = "base model"
 
 Row = dict[str, object]
 
 
-def run(output: Path, options: list[str]) -> None:
+def run(output: Path, methods: list[str]) -> None:
     """Train everything that ``output`` does not hold yet and copy the rows to the results."""
-    command = [sys.executable, str(ROOT / "examples" / "train.py"), "--balance", *METHODS, "--seeds", *map(str, SEEDS)]
-    subprocess.run([*command, "--output", str(output), "--resume", *options], check=True)
+    command = [sys.executable, str(ROOT / "examples" / "train.py"), "--balance", *methods, "--seeds", *map(str, SEEDS)]
+    subprocess.run([*command, "--output", str(output), "--resume", *LENGTH], check=True)
     RESULTS.mkdir(exist_ok=True)
     shutil.copy(output / "rows.jsonl", ROWS)
 
@@ -66,7 +67,7 @@ def _curves(ax: Axes, rows: list[dict], start: float) -> None:
     for row in rows:
         if row["method"] != BASE:
             by_run[row["method"], row["seed"]].append((row["step"], row["value"] - start))
-    for method in METHODS:
+    for method in dict.fromkeys(name for name, _ in by_run):
         curves = [[(0, 0.0), *points] for (name, _), points in by_run.items() if name == method]
         for curve in curves:
             ax.plot(*zip(*curve, strict=True), color=COLOURS[method], lw=0.6, alpha=0.6)
@@ -78,8 +79,9 @@ def _curves(ax: Axes, rows: list[dict], start: float) -> None:
 
 
 def _conflicts(ax: Axes, rows: list[dict]) -> None:
+    methods = list(dict.fromkeys(row["method"] for row in rows if row["method"] != BASE))
     for offset, metric in enumerate(("gradient", "step")):
-        for place, method in enumerate(METHODS):
+        for place, method in enumerate(methods):
             found = [
                 100 * row["value"]
                 for row in rows
@@ -88,7 +90,7 @@ def _conflicts(ax: Axes, rows: list[dict]) -> None:
             x = place + 0.4 * offset - 0.2
             ax.bar(x, mean(found), width=0.38, color=COLOURS[method], alpha=1 - 0.5 * offset)
             ax.plot([x] * len(found), found, "k.", ms=4)
-    ax.set_xticks(range(len(METHODS)), METHODS)
+    ax.set_xticks(range(len(methods)), methods)
     ax.set_ylabel("%")
     ax.set_title("steps against at least one reward\n(left: combined gradient, right: step taken)", fontsize=10)
 
@@ -98,9 +100,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plot", action="store_true", help="only draw from the committed rows")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "main_job", help="where runs are kept")
-    arguments, options = parser.parse_known_args()
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    arguments = parser.parse_args()
     if not arguments.plot:
-        run(arguments.output, options)
+        run(arguments.output, arguments.methods)
     rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
     plot(rows, RESULTS / "main_job.png")
     print(RESULTS / "main_job.png")
