@@ -42,10 +42,14 @@ class GradientBank:
     @torch.no_grad()
     def add_blocks(self, rewards: Iterable[int], blocks: Mapping[Tensor, Tensor]) -> None:
         """Add all rows of several parameters at once, [K, *shape] each; ``rewards`` are those that had a loss."""
-        for reward in rewards:
+        rows = list(rewards)
+        for reward in rows:
             self.offered[reward] = True
         for parameter, block in blocks.items():
-            self._block(parameter).add_(block)
+            if len(rows) == self.size:
+                self._block(parameter).add_(block)
+            else:
+                self._block(parameter)[rows] += block[rows]
 
     def _block(self, parameter: Tensor) -> Tensor:
         if parameter not in self.blocks:

@@ -87,7 +87,7 @@ class GradientCollector:
             self._rows(losses, scalars, retain_graph or rest is not None)
         elif self._acting:
             mixed, left_out = combine_losses(losses, scalars, coefficients, self.scaler is not None)
-            self.contributed |= mixed is not None
+            self.contributed |= sum(loss is not None for loss in scalars) > len(left_out)
             self._leave_out(left_out)
             rest = total([mixed, rest])
         if rest is not None:

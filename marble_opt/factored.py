@@ -43,7 +43,7 @@ class FactoredEngine:
     """
 
     def __init__(self, model: nn.Module | Iterable[nn.Module], *, verify: bool = True) -> None:
-        roots = [model] if isinstance(model, nn.Module) else list(model)
+        roots = list(model) if isinstance(model, Iterable) and not isinstance(model, nn.Module) else [model]
         if not roots or not all(isinstance(root, nn.Module) for root in roots):
             raise TypeError(f"need one or several torch.nn.Module, got {[type(root).__name__ for root in roots]}")
         self.verify = verify

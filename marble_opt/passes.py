@@ -100,10 +100,14 @@ def cotangents(loss: SeparableLoss, scale: Tensor | float) -> list[Tensor | None
         torch.zeros_like(loss.prediction) if each is None else torch.where(_like(used, each), each, 0)
         for each, used in zip(found, importance > 0, strict=True)
     ]
-    sizes = torch.stack([flow.flatten(1).to(torch.float32).norm(dim=1) for flow in flows]) * importance
+    sizes = (
+        torch.stack([flow.flatten(1).to(torch.promote_types(flow.dtype, torch.float32)).norm(dim=1) for flow in flows])
+        * importance
+    )
     eps = min(torch.finfo(kind).eps for kind in (loss.prediction.dtype, loss.terms.dtype, torch.float32))
     # Not "size > limit", so that NaN is passed on.
-    nothing = (sizes <= _ROUNDING * eps * sizes.amax(0)).all(1) | (sizes == 0).all(1)
+    limit = _ROUNDING * eps * sizes.amax(0)
+    nothing = ((sizes <= limit) & torch.isfinite(limit)).all(1) | (sizes == 0).all(1)
     return [None if skip else flow for flow, skip in zip(flows, nothing.tolist(), strict=True)]
 
 

@@ -103,5 +103,5 @@ def combine_losses(
     kept = [pair for pair, keep in zip(present, flags, strict=True) if all(keep)]
     left_out = [index for (index, _), (finite, _) in zip(present, flags, strict=True) if not finite]
     if not kept and scaled:
-        kept = present
+        kept = [pair for pair, (_, weighs) in zip(present, flags, strict=True) if weighs]
     return total([coefficients[index].to(loss) * loss for index, loss in kept]), left_out

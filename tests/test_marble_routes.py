@@ -297,6 +297,23 @@ def test_a_reward_absent_from_a_micro_batch_is_not_poisoned_by_it() -> None:
     assert close(results[1][2], results[0][2])
 
 
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("terms", [1, 2])
+def test_cotangents_that_all_overflow_are_no_zero_cotangents(terms: int, watched: bool) -> None:
+    model, scaler = Network().double(), GradScaler("cpu", init_scale=2.0**10)
+    opt, before = sgd(model, model=model if watched else None), values(model.parameters())
+    prediction = model(normal(BATCH, 4))
+    each = torch.stack([prediction.square().sum(1) * 1e307, prediction.sum(1)])[:terms]
+    opt.backward(SeparableLoss(prediction, each, normal(terms, 3, BATCH)), scaler=scaler)
+    opt.balance()
+    scaler.step(opt)
+    scaler.update()
+    assert opt.report is not None
+    assert opt.report.nonfinite.tolist() == [1, 1, 1]
+    assert scaler.get_scale() == 2.0**9
+    assert torch.equal(values(model.parameters()), before)
+
+
 def copied(pair: Any) -> Any:
     return copy.deepcopy(pair)
 

@@ -194,3 +194,17 @@ def test_one_reward_stays_the_base_optimizer_between_refreshes() -> None:
         opt.zero_grad()
         plain.zero_grad()
     assert torch.equal(values(ours), values(theirs))
+
+
+def test_a_step_whose_only_reward_has_no_weight_is_taken_for_its_shared_terms() -> None:
+    params = parameters()
+    opt = Marble(torch.optim.SGD(params, lr=0.1), ["a", "b"], refresh_every=2, balancer={"a": 1.0})
+    opt.backward({"a": linear(params, normal(LENGTH)), "b": linear(params, normal(LENGTH, seed=1))})
+    opt.step()
+    opt.zero_grad()
+    before = values(params)
+    opt.backward({"a": None, "b": linear(params, normal(LENGTH))}, shared=linear(params, normal(LENGTH, seed=2)))
+    opt.step()
+    assert opt.report is not None
+    assert not opt.report.dropped
+    assert close(before - values(params), 0.1 * normal(LENGTH, seed=2))

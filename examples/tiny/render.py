@@ -10,6 +10,7 @@ from .captions import Caption, Group, random_caption
 from .font import word_mask
 
 SIZE = 24
+OBJECT_SIZE = 7
 
 RGB = {
     "red": (0.90, 0.12, 0.12),
@@ -91,9 +92,9 @@ def _composition(caption: Caption, rng: np.random.Generator) -> np.ndarray:
     image = _plain_background(rng)
     if caption.relation:
         for group, box in zip(caption.groups, _HALVES[caption.relation], strict=True):
-            _paint_group(image, group, box, 7, rng)
+            _paint_group(image, group, box, OBJECT_SIZE, rng)
     else:
-        _paint_group(image, caption.groups[0], (0, 2, 24, 22), 7, rng)
+        _paint_group(image, caption.groups[0], (0, 2, 24, 22), OBJECT_SIZE, rng)
     return image
 
 
