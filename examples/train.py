@@ -68,7 +68,8 @@ def config_of(arguments: argparse.Namespace, method: str, seed: int) -> Config:
     """The config of one run, from the command line."""
     names = {field.name for field in fields(Config)} - {"method", "seed"}
     values = {name: getattr(arguments, name) for name in names}
-    return Config(method=method, seed=seed, **{**values, "prompts": tuple(arguments.prompts)})
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Config(method=method, seed=seed, **{**values, **lists})
 
 
 def parse() -> argparse.Namespace:

@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage, signal
+from scipy import ndimage
 
 from .captions import COLOURS, SHAPES, Caption, Group
-from .render import OBJECT_SIZE, shape_mask
+from .render import shape_mask
 
 _MIN_AREA = 10
 _MIN_SATURATION = 0.35
@@ -14,21 +14,16 @@ _HUES = {"red": 0.0, "yellow": 60.0, "green": 120.0, "blue": 240.0}
 
 
 class Thing(NamedTuple):
-    """An object found in an image: its colour, how well each shape fits it (0 to 1) and its centre in pixels."""
+    """An object found in an image: its colour, its shape and its centre in pixels."""
 
     colour: str
-    fits: dict[str, float]
+    shape: str
     row: float
     column: float
 
-    @property
-    def shape(self) -> str:
-        """The shape that fits best."""
-        return max(self.fits, key=self.fits.__getitem__)
-
 
 def find_objects(image: np.ndarray) -> list[Thing]:
-    """Saturated regions of at least 10 pixels in ``image`` [3, H, W], named by hue and compared with the shapes."""
+    """Saturated regions of at least 10 pixels in ``image`` [3, H, W], each named by hue and best-fitting shape."""
     colour = _colour_map(image)
     things = []
     for index, name in enumerate(COLOURS):
@@ -37,13 +32,12 @@ def find_objects(image: np.ndarray) -> list[Thing]:
             mask = labels[box] == number
             if mask.sum() >= _MIN_AREA and min(mask.shape) >= 3:
                 row, column = ndimage.center_of_mass(labels == number)
-                things.append(Thing(name, _fits(mask), row, column))
+                things.append(Thing(name, _shape_of(mask), row, column))
     return things
 
 
 def composition_score(image: np.ndarray, caption: Caption) -> float:
-    """The mean over the facts of a caption: for each group whether the count is right and how well the asked shape fits
-    its objects, and whether the relation holds.
+    """The mean of the facts that hold: for each group of the caption its count and its shapes, and the relation.
 
     Objects of colours that the caption does not name halve the score.
     """
@@ -52,7 +46,7 @@ def composition_score(image: np.ndarray, caption: Caption) -> float:
     for group in caption.groups:
         same = [thing for thing in things if thing.colour == group.colour]
         facts.append(float(len(same) == group.count))
-        facts.append(sum(thing.fits[group.shape] for thing in same) / max(len(same), group.count))
+        facts.append(sum(thing.shape == group.shape for thing in same) / max(len(same), group.count))
     if caption.relation:
         facts.append(float(_related(things, *caption.groups, caption.relation)))
     stray = any(thing.colour not in {group.colour for group in caption.groups} for thing in things)
@@ -74,15 +68,13 @@ def _colour_map(image: np.ndarray) -> np.ndarray:
     return np.where(vivid, distance.argmin(0), -1)
 
 
-def _fits(mask: np.ndarray) -> dict[str, float]:
-    """Intersection over union of an object with each shape, drawn in the size that captions mean, at the best place."""
-    padded = np.pad(mask, OBJECT_SIZE - 1).astype(float)
-    fits = {}
-    for shape in SHAPES:
-        drawn = shape_mask(shape, OBJECT_SIZE).astype(float)
-        common = signal.correlate2d(padded, drawn, mode="valid").max()
-        fits[shape] = float(common / (mask.sum() + drawn.sum() - common))
-    return fits
+def _shape_of(mask: np.ndarray) -> str:
+    """The shape whose mask, drawn at the object's size, agrees with it on most pixels."""
+    size = max(mask.shape)
+    canvas = np.zeros((size, size), dtype=bool)
+    top, left = (size - mask.shape[0]) // 2, (size - mask.shape[1]) // 2
+    canvas[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
+    return max(SHAPES, key=lambda shape: float((canvas == shape_mask(shape, size)).mean()))
 
 
 def _related(things: list[Thing], first: Group, second: Group, relation: str) -> bool:

@@ -43,11 +43,11 @@ def advantages(rollout: Rollout) -> Tensor:
     return group_advantages(rollout.scores, rollout.prompt_ids)
 
 
-def summed_advantages(rollout: Rollout) -> Tensor:
-    """The weighted sum's advantages [1, B]: raw rewards added (all weights 1), then compared within the prompt."""
-    return group_advantages(rollout.scores.nansum(0, keepdim=True), rollout.prompt_ids)
+def summed_advantages(rollout: Rollout, weights: Tensor) -> Tensor:
+    """The weighted sum's advantages [1, B]: raw rewards times ``weights`` [K], added, compared within the prompt."""
+    return group_advantages((weights[:, None] * rollout.scores).nansum(0, keepdim=True), rollout.prompt_ids)
 
 
-def gdpo_advantages(rollout: Rollout) -> Tensor:
-    """GDPO's advantages [1, B] (arXiv 2601.05242): each reward z-scored within the prompt, then added."""
-    return advantages(rollout).nansum(0, keepdim=True)
+def gdpo_advantages(rollout: Rollout, weights: Tensor) -> Tensor:
+    """GDPO's advantages [1, B] (arXiv 2601.05242): each reward z-scored within the prompt, then added with weights."""
+    return (weights[:, None] * advantages(rollout)).nansum(0, keepdim=True)

@@ -13,7 +13,6 @@ from .evaluation import Evaluation, evaluate
 from .prompts import training_prompts
 from .rollout import Rollout, advantages, gdpo_advantages, roll_out, summed_advantages
 
-BALANCERS = {"sum": "observe", "gdpo": "observe", "equal": "equal", "marble": None}
 _MIXED = {"sum": summed_advantages, "gdpo": gdpo_advantages}
 _USED_SHARE = 0.99
 
@@ -23,6 +22,14 @@ def base_optimizer(parameters: list[Tensor], config: Config) -> torch.optim.Opti
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=config.lr, momentum=0.9)
     return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=1e-4)
+
+
+def balancing(config: Config) -> dict[str, object]:
+    """Marble's options for a method; sums are applied as the shared term, the rewards' gradients only measured."""
+    weights = dict(zip(REWARDS, config.weights, strict=True))
+    if config.method == "marble":
+        return {"weights": weights}
+    return {"balancer": weights if config.method == "equal" else "observe"}
 
 
 class Trainer:
@@ -40,7 +47,7 @@ class Trainer:
         self.optimizer = marble_opt.Marble(
             base_optimizer(parameters, config),
             rewards=REWARDS,
-            balancer=BALANCERS[config.method],
+            **balancing(config),
             refresh_every=config.refresh_every,
             ema=config.ema,
             max_grad_norm=config.max_grad_norm,
@@ -103,7 +110,7 @@ class Trainer:
 
         shared = config.kl * (prediction - reference).square().mean() / config.timesteps
         if config.method in _MIXED:
-            shared = shared + loss(_MIXED[config.method](rollout)).losses().sum()
+            shared = shared + loss(_MIXED[config.method](rollout, torch.tensor(config.weights))).losses().sum()
         self.optimizer.backward(loss(advantages(rollout)), shared=shared)
 
     def _numbers(self, rollout: Rollout) -> dict[str, float]:

@@ -66,11 +66,7 @@ def test_composition_score_is_the_share_of_facts() -> None:
     assert composition_score(image, caption) == 1.0
     mirrored = image[:, :, ::-1].copy()
     assert composition_score(mirrored, caption) == pytest.approx(4 / 5), "only the relation fails"
-    smaller = blank()
-    for top, left, shape, colour in ((1, 2, "square", "blue"), (14, 2, "square", "blue"), (8, 15, "circle", "green")):
-        paint(smaller, shape, colour, top, left, size=5)
-    assert 0.6 < composition_score(smaller, caption) < 0.95, "counts and relation hold, the shapes fit less"
-    paint(image, "square", "red", 14, 15)
+    paint(image, "square", "red", 17, 15)
     assert composition_score(image, caption) == 0.5, "a stray colour halves the score"
     assert composition_score(blank(), caption) == 0.0
 
@@ -80,7 +76,7 @@ def test_most_rendered_captions_score_full() -> None:
     captions = [random_caption(rng) for _ in range(200)]
     scores = score(torch.from_numpy(np.stack([render(caption, rng) for caption in captions])), captions)
     for row in scores[:2]:
-        assert (row[~row.isnan()] > 0.9).float().mean() > 0.85
+        assert (row[~row.isnan()] == 1).float().mean() > 0.85
 
 
 def test_rewards_apply_to_their_own_kind_only_and_are_bounded() -> None:

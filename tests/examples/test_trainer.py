@@ -25,6 +25,7 @@ SMALL = {
     "eval_prompts": 2,
     "rank": 2,
 }
+ONES = torch.ones(2)
 
 
 def weights(trainer: Trainer) -> list[torch.Tensor]:
@@ -121,13 +122,18 @@ def test_prompts_are_stratified_and_a_function_of_seed_and_step() -> None:
 def test_mixed_advantages_follow_their_definitions() -> None:
     scores = torch.tensor([[1.0, 3.0, torch.nan, torch.nan], [10.0, 10.0, 2.0, 4.0]])
     rollout = Rollout(torch.zeros(4, 3, 24, 24), (torch.zeros(4), torch.zeros(4)), scores, torch.tensor([0, 0, 1, 1]))
-    torch.testing.assert_close(summed_advantages(rollout), torch.tensor([[-1.0, 1.0, -1.0, 1.0]]), atol=1e-3, rtol=0)
-    torch.testing.assert_close(gdpo_advantages(rollout), torch.tensor([[-1.0, 1.0, -1.0, 1.0]]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        summed_advantages(rollout, ONES), torch.tensor([[-1.0, 1.0, -1.0, 1.0]]), atol=1e-3, rtol=0
+    )
+    torch.testing.assert_close(
+        gdpo_advantages(rollout, ONES), torch.tensor([[-1.0, 1.0, -1.0, 1.0]]), atol=1e-3, rtol=0
+    )
     raw = rollout.scores.clone()
     raw[1, :2] = torch.tensor([20.0, 10.0])
     conflicting = Rollout(rollout.x_0, rollout.embeddings, raw, rollout.prompt_ids)
-    assert summed_advantages(conflicting)[0, 0] > 0.99, "the raw sum follows the reward of larger scale"
-    assert gdpo_advantages(conflicting)[0, :2].abs().max() < 1e-3, "z-scores of two opposed rewards cancel"
+    assert summed_advantages(conflicting, ONES)[0, 0] > 0.99, "the raw sum follows the reward of larger scale"
+    assert gdpo_advantages(conflicting, ONES)[0, :2].abs().max() < 1e-3, "z-scores of two opposed rewards cancel"
+    assert gdpo_advantages(conflicting, torch.tensor([2.0, 1.0]))[0, 0] < -0.99, "unless one has more weight"
 
 
 def test_evaluation_is_repeatable_and_independent_of_training() -> None:
@@ -162,6 +168,8 @@ def test_table_names_every_reward_and_the_conflict_shares() -> None:
         ({"prompts": (1, 1)}, "three counts"),
         ({"images": 1}, "at least 2"),
         ({"timesteps": 20}, "drawn from"),
+        ({"weights": (1.0, 1.0)}, "five numbers"),
+        ({"weights": (1.0, -1.0, 1.0, 1.0, 1.0)}, "five numbers"),
         ({"optimizer": "adam"}, "optimizer must be one of"),
         ({"lr": 0.0}, "positive"),
         ({"steps": 0}, "steps must be at least 1"),
