@@ -26,7 +26,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 ROWS = RESULTS / "main_job.jsonl"
 METHODS = ("sum", "gdpo", "equal", "marble")
 SEEDS = (0, 1, 2)
-LENGTH = ("--steps", "40", "--eval-every", "10", "--eval-prompts", "160")
+LENGTH = ("--steps", "30", "--eval-every", "10", "--eval-prompts", "160")
 COLOURS = {"sum": "#d95f02", "gdpo": "#7570b3", "equal": "#666666", "marble": "#1b9e77"}
 BASE = "base model"
 

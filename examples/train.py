@@ -25,10 +25,10 @@ from trainer.table import Run, table
 from trainer.trainer import Trainer
 
 
-def train(config: Config, weights: Path, output: Path, resume: bool) -> Run:
+def train(config: Config, pretrained: Path, output: Path, resume: bool) -> Run:
     """Run one method for one seed in a folder of its own; under ``resume`` continue what is found there."""
     folder = output / f"{config.method}-seed{config.seed}"
-    trainer = Trainer(config, TinyModel.from_pretrained(weights))
+    trainer = Trainer(config, TinyModel.from_pretrained(pretrained))
     saved = checkpoint.load(folder)
     if saved is not None and not resume:
         raise ValueError(f"{folder} holds a run already: continue it with --resume, or choose another --output")
@@ -53,8 +53,8 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     try:
         configs = [config_of(arguments, method, seed) for method in arguments.balance for seed in arguments.seeds]
-        base = evaluate(TinyModel.from_pretrained(arguments.weights), None, None, configs[0])
-        runs = [train(config, arguments.weights, arguments.output, arguments.resume) for config in configs]
+        base = evaluate(TinyModel.from_pretrained(arguments.checkpoint), None, None, configs[0])
+        runs = [train(config, arguments.checkpoint, arguments.output, arguments.resume) for config in configs]
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
@@ -76,7 +76,7 @@ def parse() -> argparse.Namespace:
     """The command line: one option per field of ``Config``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["tiny"], default="tiny", help="the model family")
-    parser.add_argument("--weights", type=Path, default=CHECKPOINT, help="folder of the pretrained model")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="folder of the pretrained model")
     parser.add_argument("--balance", nargs="+", choices=METHODS, default=["marble"], help="methods to run")
     parser.add_argument("--seeds", "--seed", nargs="+", type=int, default=[0])
     parser.add_argument("--output", type=Path, default=Path("runs/demo"))

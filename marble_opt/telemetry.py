@@ -15,6 +15,8 @@ from torch import Tensor
 class Balance:
     """The report of one optimizer step; K rewards, S slots (rewards, or groups of them).
 
+    With ``probe`` the Gram, and all that follows from it, is that of the probes' rows, without shared terms.
+
     Tensors stay on the parameters' device; only :meth:`scalars` and printing read them. On a step between
     refreshes everything but ``step``, ``refreshed``, ``dropped`` and the counters is that of the last refresh.
 
