@@ -12,8 +12,9 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import matplotlib
 
@@ -22,6 +23,12 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
+from tiny.model import TinyModel  # noqa: E402
+from trainer import checkpoint  # noqa: E402
+from trainer.config import Config  # noqa: E402
+from trainer.trainer import Trainer  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 ROWS = RESULTS / "main_job.jsonl"
 METHODS = ("sum", "gdpo", "equal", "marble")
@@ -29,6 +36,7 @@ SEEDS = (0, 1, 2)
 LENGTH = ("--steps", "30", "--eval-every", "10", "--eval-prompts", "160")
 COLOURS = {"sum": "#d95f02", "gdpo": "#7570b3", "equal": "#666666", "marble": "#1b9e77"}
 BASE = "base model"
+LARGE = 480
 
 Row = dict[str, object]
 
@@ -39,6 +47,45 @@ def run(output: Path, methods: list[str]) -> None:
     subprocess.run([*command, "--output", str(output), "--resume", *LENGTH], check=True)
     RESULTS.mkdir(exist_ok=True)
     shutil.copy(output / "rows.jsonl", ROWS)
+
+
+def evaluate_again(output: Path) -> None:
+    """Append rows of the trained adapters, and of the base model, on a larger held-out set, the same for all.
+
+    The evaluations during training are small; between methods and seeds their noise would count as an effect.
+    """
+    first = json.loads(ROWS.read_text().splitlines()[0])
+    shared = {key: first[key] for key in ("benchmark", "hardware", "versions", "commit", "date")}
+    rows = []
+    for folder in [None, *sorted(path for path in output.iterdir() if (path / checkpoint.NAME).exists())]:
+        state = None if folder is None else checkpoint.load(folder)
+        config = Config() if state is None else Config(**state["config"])
+        trainer = Trainer(replace(config, eval_prompts=LARGE), TinyModel.from_pretrained())
+        if state is not None:
+            trainer.adapters.load_state_dict(state["adapters"])
+        method, seed = (BASE, None) if state is None else (config.method, config.seed)
+        for name, value in trainer.evaluate().summary().items():
+            row = {"method": method, "seed": seed, "step": None if state is None else config.steps}
+            metric = {"metric": f"heldout_large/{name}", "value": round(value, 6), "settings": {"eval_prompts": LARGE}}
+            rows.append(json.dumps({**shared, **row, **metric}) + "\n")
+        print(f"evaluated {method} {'' if seed is None else seed}", flush=True)
+    with open(ROWS, "a", encoding="utf-8") as file:
+        file.writelines(rows)
+
+
+def table(rows: list[dict]) -> str:
+    """Gain over the base model on the larger held-out set: mean and standard deviation over seeds, per method."""
+    large = [row for row in rows if row["metric"].startswith("heldout_large/") and "stderr" not in row["metric"]]
+    base = {row["metric"]: row["value"] for row in large if row["method"] == BASE}
+    methods = list(dict.fromkeys(row["method"] for row in large if row["method"] != BASE))
+    lines = ["| held-out reward | base | " + " | ".join(methods) + " |", "|---|---|" + "---|" * len(methods)]
+    for metric, start in base.items():
+        cells = []
+        for method in methods:
+            gains = [row["value"] - start for row in large if (row["method"], row["metric"]) == (method, metric)]
+            cells.append(f"{mean(gains):+.3f} ± {stdev(gains):.3f}" if len(gains) > 1 else f"{gains[0]:+.3f}")
+        lines.append(f"| {metric.split('/')[1]} | {start:.3f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def plot(rows: list[dict], path: Path) -> None:
@@ -104,8 +151,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.plot:
         run(arguments.output, arguments.methods)
+        evaluate_again(arguments.output)
     rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
     plot(rows, RESULTS / "main_job.png")
+    print(table(rows))
     print(RESULTS / "main_job.png")
 
 
