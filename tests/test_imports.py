@@ -33,7 +33,7 @@ sys.meta_path.insert(0, Refuse())
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
     checkout = Path(__file__).parents[1]
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=checkout, timeout=120)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=checkout, timeout=400)
 
 
 def test_a_step_runs_without_any_optional_package() -> None:
