@@ -91,7 +91,8 @@ def table(rows: list[dict]) -> str:
 def plot(rows: list[dict], path: Path) -> None:
     """Held-out change against the base model per reward over steps, and the shares of conflicting steps."""
     base = {row["metric"]: row["value"] for row in rows if row["method"] == BASE}
-    rewards = [metric.split("/")[1] for metric in base if not metric.endswith("/stderr")]
+    names = [metric.split("/") for metric in base]
+    rewards = [name[1] for name in names if name[0] == "heldout" and name[-1] != "stderr"]
     figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
     for ax, reward in zip(axes.flat, rewards, strict=False):
         _curves(ax, [row for row in rows if row["metric"] == f"heldout/{reward}"], base[f"heldout/{reward}"])
