@@ -1,4 +1,4 @@
-"""The factored backward: K per-reward gradients from one pass per term (DESIGN, section 4)."""
+"""The factored backward: K per-reward gradients from one pass per term."""
 
 from collections.abc import Hashable, Iterable, Sequence
 from types import TracebackType
