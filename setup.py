@@ -17,7 +17,10 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=["marble_opt", "marble_opt.handlers", "marble_opt.losses"],
+    # kernels/ has no __init__.py and another name when installed: a package `kernels` in the root would shadow the one
+    # on the package index that transformers imports.
+    packages=["marble_opt", "marble_opt.handlers", "marble_opt.losses", "marble_kernels"],
+    package_dir={"marble_kernels": "kernels"},
     package_data={"marble_opt": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=[
@@ -45,8 +48,9 @@ setup(
             "matplotlib",
             "tqdm",
         ],
+        "triton": ["triton>=3.3; platform_system == 'Linux'"],  # torch's CUDA builds bring their own
         "tensorboard": ["tensorboard"],
-        "test": ["pytest>=8", "hypothesis", "tensorboard", "build"],
+        "test": ["pytest>=8", "hypothesis", "tensorboard", "build", "triton; platform_system == 'Linux'"],
         "lint": ["ruff>=0.14", "mypy>=1.15"],
     },
     classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],

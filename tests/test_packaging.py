@@ -1,4 +1,4 @@
-"""The wheel holds marble_opt alone, and the README's snippet runs from an installed copy."""
+"""The wheel holds marble_opt and its kernels alone, and the README's snippet runs from an installed copy."""
 
 import os
 import re
@@ -33,15 +33,17 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def test_only_marble_opt_is_installed(installed: Path) -> None:
-    assert {path.name for path in installed.iterdir() if path.suffix != ".dist-info"} == {"marble_opt"}
+def test_only_our_packages_are_installed(installed: Path) -> None:
+    found = {path.name for path in installed.iterdir() if path.suffix != ".dist-info"}
+    assert found == {"marble_opt", "marble_kernels"}
 
 
 def test_every_module_is_installed(installed: Path) -> None:
-    def modules(root: Path) -> set[str]:
-        return {path.relative_to(root).as_posix() for path in (root / "marble_opt").rglob("*.py")}
+    def modules(package: Path) -> set[str]:
+        return {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
 
-    assert modules(installed) == modules(CHECKOUT)
+    assert modules(installed / "marble_opt") == modules(CHECKOUT / "marble_opt")
+    assert modules(installed / "marble_kernels") == modules(CHECKOUT / "kernels")
     assert (installed / "marble_opt" / "py.typed").exists()
 
 
