@@ -1,6 +1,6 @@
 """Watching layers: an identity on a layer's output whose backward hands (input, δ) to whoever collects."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,10 +58,10 @@ class Capture(torch.autograd.Function):
 
 
 class Watch:
-    """Keeps a hook on every module that owns parameters directly, or that mixes samples.
+    """Keeps a hook on every module that owns trained parameters directly, or that mixes samples.
 
-    Which parameters are trained is decided at each call; modules that are added later are found at the next
-    forward of a root, or by :meth:`attach`.
+    Which parameters are trained is decided at each call; modules that are added or unfrozen later are found at the
+    next forward of a root, or by :meth:`attach`.
 
     Args:
         roots: the models to watch.
@@ -73,6 +73,7 @@ class Watch:
         self._markers: dict[torch.device, Tensor] = {}
         self._handles: list[Any] = []
         self._watched: dict[nn.Module, str] = {}
+        self._seen: list[tuple[nn.Module, int]] = []
         for root in self.roots:
             self._handles.append(root.register_forward_pre_hook(_RootHook(self)))
         self.attach()
@@ -84,8 +85,13 @@ class Watch:
 
     def attach(self) -> None:
         """Hook what is not hooked yet."""
+        # Before each forward: where nothing was added or unfrozen, nothing is looked up by name.
+        seen = list(_census(self.roots))
+        if seen == self._seen:
+            return
+        self._seen = seen
         for path, module in self._modules():
-            if module in self._watched or not (module._parameters or find_handler(module).refuses(module, ["weight"])):
+            if module in self._watched or not (trained(module) or find_handler(module).refuses(module, ["weight"])):
                 continue
             self._watched[module] = path
             self._handles += [
@@ -107,7 +113,7 @@ class Watch:
         """Remove all hooks."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._watched = [], {}
+        self._handles, self._watched, self._seen = [], {}, []
 
     def capture(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
@@ -129,7 +135,7 @@ class Watch:
             handler=handler,
             names=names,
             rows=handler.rows(module, saved, output),
-            boundary=frozenset(_sources((args, dict(kwargs)))),
+            boundary=frozenset(_sources((*args, *kwargs.values()))),
             other=other,
             owner=self,
         )
@@ -144,20 +150,32 @@ class Watch:
             yield from root.named_modules(prefix=str(index) if several else "")
 
 
+def _census(roots: Collection[nn.Module]) -> Iterator[tuple[nn.Module, int]]:
+    stack: list[nn.Module | None] = list(roots)
+    while stack:
+        module = stack.pop()
+        if module is not None:
+            if module._parameters:
+                yield module, sum(p is not None and p.requires_grad for p in module._parameters.values())
+            stack.extend(module._modules.values())
+
+
 def trained(module: nn.Module) -> dict[str, Tensor]:
     """The parameters that a module owns directly and that require a gradient, by name."""
     return {name: p for name, p in module._parameters.items() if p is not None and p.requires_grad}
 
 
 def _recording() -> bool:
-    functional = torch._C._are_functorch_transforms_active()
-    return torch.is_grad_enabled() and not functional and not torch.compiler.is_compiling()
+    functional = torch._C._are_functorch_transforms_active
+    return torch.is_grad_enabled() and not functional() and not torch.compiler.is_compiling()
 
 
-def _sources(arguments: Any) -> Iterator[Node]:
-    for leaf in pytree.tree_leaves(arguments):
-        if isinstance(leaf, Tensor) and leaf.requires_grad:
-            yield leaf.grad_fn if leaf.grad_fn is not None else get_gradient_edge(leaf).node
+def _sources(arguments: Iterable[Any]) -> Iterator[Node]:
+    for argument in arguments:
+        # Most arguments are tensors: a pytree's flattening takes longer than everything else here.
+        for leaf in (argument,) if isinstance(argument, Tensor) else pytree.tree_leaves(argument):
+            if isinstance(leaf, Tensor) and leaf.requires_grad:
+                yield leaf.grad_fn if leaf.grad_fn is not None else get_gradient_edge(leaf).node
 
 
 class _Hook:
@@ -180,7 +198,9 @@ class _RootHook(_Hook):
 
 class _LayerHook(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
-        return None if self.watch is None else self.watch.capture(module, args, kwargs, output)
+        if self.watch is None or not torch.is_grad_enabled():
+            return None
+        return self.watch.capture(module, args, kwargs, output)
 
 
 class _InputHook(_Hook):
@@ -189,11 +209,11 @@ class _InputHook(_Hook):
     """
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.watch is None or len(args) + len(kwargs) != 1:
+        if self.watch is None or len(args) + len(kwargs) != 1 or not _recording() or not trained(module):
             return None
         given = args[0] if args else next(iter(kwargs.values()))
         handler = find_handler(module)
-        if not isinstance(given, Tensor) or not handler.casts or not trained(module) or not _recording():
+        if not isinstance(given, Tensor) or not handler.casts:
             return None
         x, kind = given, given.device.type
         if torch.is_autocast_enabled(kind) and x.dtype is not torch.float64:

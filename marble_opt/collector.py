@@ -83,8 +83,9 @@ class GradientCollector:
         self._begin()
         self.micro_step += 1
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        clear: Tensor | None = None
         if coefficients is None:
-            self._rows(losses, scalars, retain_graph or rest is not None)
+            clear = self._rows(losses, scalars, retain_graph or rest is not None)
         elif self._acting:
             mixed, left_out = combine_losses(losses, scalars, coefficients, self.scaler is not None)
             self.contributed |= sum(loss is not None for loss in scalars) > len(left_out)
@@ -93,7 +94,7 @@ class GradientCollector:
         if rest is not None:
             self.work.passes += 1
             parameters = self._parameters()
-            add_to_grad(parameters, gradients_of(self._scaled(rest), parameters, retain_graph))
+            add_to_grad(parameters, gradients_of(self._scaled(rest), parameters, retain_graph, clear))
 
     def _shared(self, losses: Losses, shared: Tensor | None, weight: float) -> Tensor | None:
         if weight == 0:
@@ -105,12 +106,11 @@ class GradientCollector:
         found = total(terms)
         return found if found is None or weight == 1 else weight * found
 
-    def _rows(self, losses: Losses, scalars: Sequence[Tensor | None], retain_graph: bool) -> None:
-        """Add the K gradients of one micro-step to the bank."""
+    def _rows(self, losses: Losses, scalars: Sequence[Tensor | None], retain_graph: bool) -> Tensor | None:
+        """Add the K gradients of one micro-step to the bank; returns a tensor known to hide no reentrant checkpoint."""
         parameters = self._parameters()
         if isinstance(losses, SeparableLoss) and self.engine is not None and self._route != "loop":
-            self._factored(self.engine, losses, parameters, retain_graph)
-            return
+            return None if self._factored(self.engine, losses, parameters, retain_graph) else losses.prediction
         self.work.route = "loop"
         self.work.passes += sum(loss is not None for loss in scalars)
         loop(
@@ -119,10 +119,11 @@ class GradientCollector:
             retain_graph,
             lambda index, gradients: self.bank.add(index, parameters, gradients),
         )
+        return None
 
     def _factored(
         self, engine: FactoredEngine, loss: SeparableLoss, parameters: Sequence[Tensor], retain_graph: bool
-    ) -> None:
+    ) -> bool:
         if self._check:
             engine.check(loss, parameters)
         offered = [index for index, used in enumerate(loss.applies()) if used]
@@ -135,6 +136,7 @@ class GradientCollector:
             self.work.fallback.update(found.reasons)
             self.work.passes += loss.num_rewards
             self.bank.add_blocks(offered, engine.exact(loss, found.uncovered, retain_graph, scale))
+        return found.hiding
 
     @contextmanager
     def collect(self, reward: str, coefficients: Tensor | None) -> Iterator[None]:

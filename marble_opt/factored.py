@@ -219,4 +219,4 @@ class FactoredEngine:
         names = self._watch.names() if uncovered else {}
         reasons = {label(names, parameter): reason for parameter, reason in uncovered.items()}
         tell_once(reasons, self._told)
-        return FactoredGradients(blocks, list(uncovered), reasons, passes, len(sink.modules))
+        return FactoredGradients(blocks, list(uncovered), reasons, passes, len(sink.modules), plan.hiding)

@@ -15,7 +15,8 @@ class FactoredGradients:
     ``blocks``: [K, *shape] per covered parameter that the prediction depends on, at least fp32. ``uncovered``: other
     parameters that it depends on, which need exact passes (:meth:`FactoredEngine.exact`); if there are any, the
     graph has been kept. ``reasons``: why, by the parameter's name. ``passes``: backward passes run, without the
-    comparisons of the first steps. ``layers``: modules contracted.
+    comparisons of the first steps. ``layers``: modules contracted. ``hiding``: a reentrant checkpoint is in the
+    prediction's graph.
     """
 
     blocks: dict[Tensor, Tensor]
@@ -23,6 +24,7 @@ class FactoredGradients:
     reasons: dict[str, str]
     passes: int
     layers: int
+    hiding: bool
 
 
 def trainable(parameters: Iterable[Tensor]) -> list[Tensor]:

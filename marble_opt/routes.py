@@ -69,13 +69,16 @@ def loop(
         store(index, gradients_of(loss, parameters, keep))
 
 
-def gradients_of(loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool) -> list[Tensor | None]:
+def gradients_of(
+    loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool, clear: Tensor | None = None
+) -> list[Tensor | None]:
     """Gradients of one scalar, without touching ``.grad``.
 
     Where a reentrant checkpoint refuses ``torch.autograd.grad`` a plain backward is made with the parameters' ``.grad``
-    put aside; other leaves of the graph then get a ``.grad`` too, and hooks fire.
+    put aside; other leaves of the graph then get a ``.grad`` too, and hooks fire. ``clear``: a tensor known to have
+    none in its graph.
     """
-    return ordinary(loss, parameters, retain_graph, set(parameters) if hides(loss) else None)
+    return ordinary(loss, parameters, retain_graph, set(parameters) if hides(loss, clear) else None)
 
 
 def total(terms: Sequence[Tensor | None]) -> Tensor | None:

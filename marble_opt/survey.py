@@ -75,15 +75,26 @@ def survey(starts: Iterable[Tensor], watch: Watch, stop: Iterable[Tensor] = ()) 
     return result
 
 
-def hides(start: Tensor) -> bool:
-    """Whether a reentrant checkpoint is in the graph of ``start``: it refuses ``torch.autograd.grad``."""
+def hides(start: Tensor, clear: Tensor | None = None) -> bool:
+    """Whether a reentrant checkpoint is in the graph of ``start``: it refuses ``torch.autograd.grad``.
+
+    ``clear``: a tensor whose graph is known to have none.
+    """
     stack, seen = [get_gradient_edge(start).node], set()
+    if clear is not None:
+        seen.add(get_gradient_edge(clear).node)
+    kinds: set[type] = set()
     while stack:
         node = stack.pop()
         if node in seen:
             continue
         seen.add(node)
-        if node.name() == _HIDING:
-            return True
-        stack.extend(following for following, _ in node.next_functions if following is not None)
+        kind = type(node)
+        if kind not in kinds:
+            kinds.add(kind)
+            if kind.__name__ == _HIDING:
+                return True
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                stack.append(following)
     return False

@@ -97,11 +97,11 @@ def mix_products(left: Tensor, right: Tensor, weights: Tensor) -> Tensor:
         return scaled.reshape(rewards, -1, outputs).mT @ right.to(dtype).reshape(-1, inputs)
     size = max(1, CHUNK_ELEMENTS // (outputs * inputs))
     if size >= rows:
-        matrices = left.to(dtype).mT @ right.to(dtype)
-        return (weights @ matrices.flatten(1)).view(rewards, outputs, inputs)
+        matrices = torch.bmm(left.to(dtype).mT, right.to(dtype))
+        return torch.mm(weights, matrices.view(rows, -1)).view(rewards, outputs, inputs)
     result = weights.new_zeros(rewards, outputs * inputs)
     for start in range(0, rows, size):
         part = slice(start, start + size)
-        matrices = left[part].to(dtype).mT @ right[part].to(dtype)
+        matrices = torch.bmm(left[part].to(dtype).mT, right[part].to(dtype))
         result.addmm_(weights[:, part], matrices.flatten(1))
     return result.view(rewards, outputs, inputs)
