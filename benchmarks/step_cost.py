@@ -1,24 +1,20 @@
 """Question: what does balancing cost against a weighted sum, in time and memory, as K grows?
 
-    python benchmarks/step_cost.py                    mid-size SD3-type transformer on a CPU, K = 5 and 20
-    python benchmarks/step_cost.py --model tiny       the tiny model, K = 1, 2, 5, 10, 20
+    python benchmarks/step_cost.py                    mid-size SD3-type transformer on a CPU, K = 1, 2, 5, 10, 20
+    python benchmarks/step_cost.py --model tiny       the tiny model
     python benchmarks/step_cost.py --model sd35 --device cuda    SD3.5 Medium's architecture, random weights, bf16
     python benchmarks/step_cost.py --plot             draw results/step_cost.png from results/step_cost.jsonl only
 
 Every form trains the same LoRA on the same batches with DiffusionNFT's loss. Forms are measured in turn, round by
 round, in one process; a row is the median over rounds with the 20 % and 80 % quantiles. An iteration of the recipe is
 25 sampler steps and 24 micro-steps (old, reference and current forward, and the backward passes); its time is put
-together from the measured time of a sampler step and of a micro-step. "Speed" is that of the weighted sum in the
-same round divided by the form's.
+together from the measured time of a sampler step and of a micro-step, of which 8 make an optimizer step (1 or 2 in the
+slow forms). "Speed" is that of the weighted sum in the same round divided by the form's. Peak memory is what a step
+allocates beyond the model, the optimizer and the batch.
 """
 
 import argparse
 import json
-import platform
-import statistics
-import sys
-import time
-from datetime import date
 from pathlib import Path
 
 import matplotlib
@@ -26,19 +22,16 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from measure import RESULTS, facts, quantiles, seconds, store
+from step_cost_forms import MIXED, MODELS, SUM, Setting, forms
+from step_cost_memory import peak_bytes
+from step_cost_rivals import rivals
 
-import marble_opt
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
-from step_cost_forms import MIXED, MODELS, SUM, Form, Setting, forms  # noqa: E402
-
-from trainer.rows import commit, hardware  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results" / "step_cost.jsonl"
+FILE = RESULTS / "step_cost.jsonl"
 SAMPLER_STEPS, MICRO_STEPS = 25, 24
 PLOTTED = (
-    "TorchJD MGDA",
+    "TorchJD autogram MGDA",
+    "TorchJD autojac MGDA",
     "K-loop",
     "exact, paper's anchor",
     "exact, shared anchor",
@@ -48,67 +41,39 @@ PLOTTED = (
 )
 
 
-def measure(form: Form, device: str) -> float:
-    """Seconds per micro-step, the optimizer's step included in proportion."""
-    _wait(device)
-    start = time.perf_counter()
-    form.run()
-    _wait(device)
-    return (time.perf_counter() - start) / form.micro_steps
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def benchmark(name: str, device: str, rounds: int, checkpointing: bool) -> list[dict]:
-    """All rows of one model."""
+def benchmark(name: str, device: str, rounds: int, checkpointing: bool, counts: list[int] | None) -> list[dict]:
+    """All rows of one model; ``counts``: the values of K."""
     setting = Setting(name, device, checkpointing)
-    facts = {
-        "benchmark": "step_cost",
-        "seed": 0,
-        "settings": {"model": name, "checkpointing": checkpointing, "rounds": rounds, "batch": setting.batch},
-        "hardware": hardware(),
-        "versions": {
-            "marble_opt": marble_opt.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "commit": commit(),
-        "date": date.today().isoformat(),
-    }
+    shared = facts(
+        "step_cost",
+        {"model": name, "checkpointing": checkpointing, "rounds": rounds, "batch": setting.batch},
+    )
     t = torch.full((setting.batch,), 0.5, device=device)
     rows = []
-    for rewards in MODELS[name]["rewards"]:
-        makers = forms(setting, rewards)
+    for rewards in MODELS[name]["rewards"] if counts is None else counts:
+        makers = forms(setting, rewards) | rivals(setting, rewards)
         times: dict[str, list[float]] = {form: [] for form in makers}
         sampler: list[float] = []
         peaks: dict[str, int] = {}
         for turn in range(rounds + 1):
-            start = time.perf_counter()
             with torch.no_grad():
-                setting.velocity(setting.x_0, t)
-            _wait(device)
-            sampler.append(time.perf_counter() - start)
+                sampler.append(seconds(lambda: setting.velocity(setting.x_0, t), device))
             for form, maker in makers.items():
                 instance = maker()
-                if device == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
                 if form == MIXED:
-                    measure(instance, device)  # the refresh that it lives on
-                seconds = measure(instance, device)
-                instance.close()
+                    # The refresh that it lives on.
+                    instance.run(1)
                 if turn:
-                    times[form].append(seconds)
-                if device == "cuda":
-                    peaks[form] = torch.cuda.max_memory_allocated()
+                    times[form].append(seconds(instance.run, device) / instance.micro_steps)
+                else:
+                    peaks[form] = peak_bytes(instance.run, device)
+                instance.close()
             print(f"{name} K={rewards}: round {turn} of {rounds}", flush=True)
-        rows += _rows(times, sampler[1:], peaks, rewards, facts)
+        rows += _rows(times, sampler[1:], peaks, rewards, shared)
     return rows
 
 
-def _rows(times: dict, sampler: list[float], peaks: dict, rewards: int, facts: dict) -> list[dict]:
+def _rows(times: dict, sampler: list[float], peaks: dict, rewards: int, shared: dict) -> list[dict]:
     # Nine of ten steps of the amortised form are mixed ones.
     pairs = zip(times["exact, shared anchor"], times[MIXED], strict=True)
     times = {**times, "amortised, refresh every 10": [0.1 * exact + 0.9 * mixed for exact, mixed in pairs]}
@@ -127,29 +92,23 @@ def _rows(times: dict, sampler: list[float], peaks: dict, rewards: int, facts: d
         if form in peaks:
             metrics["peak_bytes"] = [peaks[form]]
         for metric, found in metrics.items():
-            low, middle, high = _quantiles(found)
-            row = {"method": form, "rewards": rewards, "metric": metric, "value": middle, "q20": low, "q80": high}
-            rows.append(facts | row)
+            rows.append(shared | {"method": form, "rewards": rewards, "metric": metric} | quantiles(found))
     return rows
 
 
-def _quantiles(values: list[float]) -> tuple[float, float, float]:
-    ordered = sorted(values)
-    pick = lambda share: ordered[round(share * (len(ordered) - 1))]  # noqa: E731
-    return pick(0.2), statistics.median(ordered), pick(0.8)
-
-
 def table(rows: list[dict]) -> str:
-    """Speeds against the weighted sum, a line per form and a column per K."""
-    shown = [row for row in rows if row["metric"] == "speed"]
-    columns = sorted({row["rewards"] for row in shown})
-    lines = [f"{'speed, rollouts counted':<32}" + "".join(f"{f'K = {k}':>20}" for k in columns)]
-    for form in dict.fromkeys(row["method"] for row in shown):
-        cells = {row["rewards"]: row for row in shown if row["method"] == form}
-        found = (cells[k] for k in columns)
-        lines.append(
-            f"{form:<32}" + "".join(f"{c['value']:>8.2f} [{c['q20']:.2f}, {c['q80']:.2f}]".rjust(20) for c in found)
-        )
+    """Speeds against the weighted sum and peak memory, a line per form and a column per K."""
+    lines = []
+    for metric, title, form_of in (
+        ("speed", "speed, rollouts counted", lambda c: f"{c['value']:.2f} [{c['q20']:.2f}, {c['q80']:.2f}]"),
+        ("peak_bytes", "peak memory of a step, MB", lambda c: f"{c['value'] / 1e6:.0f}"),
+    ):
+        shown = [row for row in rows if row["metric"] == metric]
+        columns = sorted({row["rewards"] for row in shown})
+        lines.append(f"{title:<32}" + "".join(f"{f'K = {k}':>20}" for k in columns))
+        for form in dict.fromkeys(row["method"] for row in shown):
+            cells = {row["rewards"]: row for row in shown if row["method"] == form}
+            lines.append(f"{form:<32}" + "".join(f"{form_of(cells[k]):>20}" for k in columns))
     return "\n".join(lines)
 
 
@@ -175,23 +134,28 @@ def plot(rows: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
+def _key(row: dict) -> tuple:
+    return row["settings"]["model"], row["settings"]["checkpointing"], row["hardware"], row["rewards"]
+
+
 def main() -> None:
     """Measure, append rows, print the table; or plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(MODELS), default="mid")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rewards", type=int, nargs="+", help="values of K; default: 1 2 5 10 20")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--plot", action="store_true", help="only draw from the committed rows")
     arguments = parser.parse_args()
     if not arguments.plot:
-        rows = benchmark(arguments.model, arguments.device, arguments.rounds, arguments.checkpointing)
-        RESULTS.parent.mkdir(exist_ok=True)
-        with open(RESULTS, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        rows = benchmark(
+            arguments.model, arguments.device, arguments.rounds, arguments.checkpointing, arguments.rewards
+        )
+        store(rows, FILE, _key)
         print(table(rows))
-    plot([json.loads(line) for line in RESULTS.read_text().splitlines()], RESULTS.with_suffix(".png"))
-    print(RESULTS.with_suffix(".png"))
+    plot([json.loads(line) for line in FILE.read_text().splitlines()], FILE.with_suffix(".png"))
+    print(FILE.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The forms that benchmarks/step_cost.py measures, and the models that it measures them on."""
+"""Our forms and the weighted sums of benchmarks/step_cost.py, and the models that they are measured on."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,7 @@ MODELS: dict[str, dict] = {
         "text": (16, 384, 384),
         "batch": 6,
         "rank": 8,
-        "rewards": (5, 20),
+        "rewards": (1, 2, 5, 10, 20),
     },
     "sd35": {
         "config": {
@@ -121,7 +121,7 @@ class Form:
         anchor: of DiffusionNFT; ``"matching"`` is weighted matching, a loss of one term without shared parts.
         kl: whether there is a KL term.
         kl_every: for sums: take it, and the reference forward, on every n-th micro-step only.
-        micro_steps: per step; the slow forms are measured on fewer.
+        micro_steps: per optimizer step; the slow forms are measured on fewer.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Form:
         anchor: str = "shared",
         kl: bool = True,
         kl_every: int = 1,
-        micro_steps: int = 2,
+        micro_steps: int = 8,
     ) -> None:
         self.setting, self.kl, self.anchor, self.micro_steps, self.kl_every = setting, kl, anchor, micro_steps, kl_every
         self.base = torch.optim.AdamW(setting.parameters, lr=1e-6)
@@ -149,11 +149,11 @@ class Form:
         if self.marble is not None:
             self.marble.unwatch()
 
-    def run(self) -> None:
+    def run(self, micro_steps: int | None = None) -> None:
         """One optimizer step."""
-        for micro_step in range(self.micro_steps):
+        for micro_step in range(micro_steps or self.micro_steps):
             wants = micro_step % self.kl_every == 0 if self.marble is None else self.marble.wants_shared
-            loss, kl = self._loss(self.kl and wants)
+            loss, kl = self.loss(self.kl and wants)
             if self.marble is not None:
                 self.marble.backward(loss, shared=kl)
             else:
@@ -162,7 +162,8 @@ class Form:
         (self.marble or self.base).step()
         (self.marble or self.base).zero_grad()
 
-    def _loss(self, reference: bool) -> tuple[marble_opt.SeparableLoss, Tensor | None]:
+    def loss(self, reference: bool) -> tuple[marble_opt.SeparableLoss, Tensor | None]:
+        """One micro-step's loss and its KL term, if the reference policy is wanted."""
         setting = self.setting
         t = torch.linspace(0.1, 0.9, setting.batch, device=setting.device)
         x_t, prediction, old, anchor = setting.forwards(t, reference)
@@ -176,37 +177,18 @@ class Form:
         return loss, kl
 
 
-class TorchJDForm(Form):
-    """TorchJD: a Jacobian of the K losses by autojac, combined by its MGDA; the KL joins as a plain backward."""
-
-    def run(self) -> None:
-        """One optimizer step."""
-        from torchjd.aggregation import MGDA
-        from torchjd.autojac import backward, jac_to_grad
-
-        for _ in range(self.micro_steps):
-            loss, kl = self._loss(self.kl)
-            backward(loss.losses(), inputs=self.setting.parameters, retain_graph=True, parallel_chunk_size=1)
-            jac_to_grad(self.setting.parameters, MGDA())
-            shared = [part for part in (loss.shared(), kl) if part is not None]
-            torch.stack(shared).sum().backward()
-        self.base.step()
-        self.base.zero_grad()
-
-
 def forms(setting: Setting, rewards: int) -> dict[str, Callable[[], Form]]:
     """The forms by name; each is made when its turn comes."""
     make = lambda *args, **kwargs: lambda: Form(setting, rewards, *args, **kwargs)  # noqa: E731
     return {
         SUM: make(None),
-        "weighted sum, KL every 8": make(None, kl_every=8, micro_steps=8),
+        "weighted sum, KL every 8": make(None, kl_every=8),
         "weighted sum, no KL (matching)": make(None, anchor="matching", kl=False),
-        "probe 1/8": make({"probe": 1 / 8, "micro_steps": 8}, micro_steps=8),
+        "probe 1/8": make({"probe": 1 / 8, "micro_steps": 8}),
         MIXED: make({"refresh_every": 10**6}),
         "exact, shared anchor": make({}),
         "exact, paper's anchor": make({}, anchor="per_reward"),
         "exact, no KL (matching)": make({}, anchor="matching", kl=False),
-        "exact, shared every 8": make({"shared_every": 8}, micro_steps=8),
-        "K-loop": make({"route": "loop"}, micro_steps=1),
-        "TorchJD MGDA": lambda: TorchJDForm(setting, rewards, None, micro_steps=1),
+        "exact, shared every 8": make({"shared_every": 8}),
+        "K-loop": make({"route": "loop"}, micro_steps=2),
     }
