@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .segments import Rows
 from .tables import LANES, Segment, launches, on, signature
-from .tiles_triton import COMPILE, TYPES, at, locate, read, tile
+from .tiles_triton import COMPILE, TYPES, at, kept, locate, read, tile
 
 PADDING = 64  # elements: parameters begin at multiples of it in a flat output made here, so that stores vectorise
 
@@ -24,23 +24,24 @@ def combined(  # type: ignore[no-untyped-def]
     row,
     start,
     here,
-    inside,
+    left,
     coefficients,
     scale,
     K: tl.constexpr,
     SHARED: tl.constexpr,
     SCALED: tl.constexpr,
     ROW: tl.constexpr,
+    VECTOR: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
     """Tile of d in fp32. ``row``: addresses of the K rows, then of the shared one; SHARED: its dtype or None."""
     total = tl.zeros(here.shape, tl.float32)
     for k in tl.static_range(K):
         coefficient = tl.load(coefficients + k)
-        used = inside & (coefficient != 0)
-        total += coefficient * read(tl.load(row + k), start, here, used, ROW, ALIGNMENT)
+        used = kept(left, coefficient != 0, VECTOR)
+        total += coefficient * read(tl.load(row + k), start, here, used, ROW, VECTOR, ALIGNMENT)
     if SHARED is not None:
-        total += read(tl.load(row + K), start, here, inside, SHARED, ALIGNMENT)
+        total += read(tl.load(row + K), start, here, left, SHARED, VECTOR, ALIGNMENT)
     if SCALED:
         total *= tl.load(scale)
     return total
@@ -74,11 +75,15 @@ def combine_kernel(  # type: ignore[no-untyped-def]
         target = flat + tl.multiple_of(tl.load(offsets + segment), VECTOR) + start
     else:
         target = at(tl.load(row + COLUMNS - 1), start, OUT, ALIGNMENT)
+    # All turns are computed before the first store, past which the compiler may not move a load.
+    found = ()
     for turn in tl.static_range(UNROLL):
         here = tile(LANES, VECTOR) + turn * LANES * VECTOR
-        inside = here < left
-        total = combined(row, start, here, inside, coefficients, scale, K, SHARED, SCALED, ROW, ALIGNMENT)
-        tl.store(target + here, total.to(OUT), mask=inside)
+        total = combined(row, start, here, left, coefficients, scale, K, SHARED, SCALED, ROW, VECTOR, ALIGNMENT)
+        found = found + (total.to(OUT),)  # noqa: RUF005
+    for turn in tl.static_range(UNROLL):
+        here = tile(LANES, VECTOR) + turn * LANES * VECTOR
+        tl.store(target + here, found[turn], mask=here < left)
 
 
 def combine_triton(

@@ -16,7 +16,7 @@ from torch import Tensor
 from .combine_triton import combine_unroll, combined
 from .segments import Rows
 from .tables import LANES, Segment, launches, on, signature
-from .tiles_triton import COMPILE, TYPES, at, locate, tile
+from .tiles_triton import COMPILE, TYPES, at, kept, locate, tile
 
 BLOCK = 128
 
@@ -43,18 +43,16 @@ def adamw_prepare(  # type: ignore[no-untyped-def]
     address = tl.load(addresses + segment.to(tl.int64) * COLUMNS + COLUMNS - 1, mask=inside, other=0)
     pointer = address.to(tl.pointer_type(tl.float32))
     step = tl.load(pointer, mask=inside, other=0.0) + 1
-    counted = inside
+    limit = count
     if USABLE:
-        counted = inside & (tl.load(usable) != 0)
-    tl.store(pointer, step, mask=counted)
-    rate = lr.to(tl.float64)
-    if LR_TENSOR:
-        rate = tl.load(lr_tensor).to(tl.float64)
+        limit = kept(count, tl.load(usable) != 0, 1)
+    tl.store(pointer, step, mask=segment < limit)
+    rate = tl.zeros([BLOCK], tl.float64) + (tl.load(lr_tensor) if LR_TENSOR else lr)
     bias1 = 1 - tl.exp(step.to(tl.float64) * log_beta1)
     bias2 = 1 - tl.exp(step.to(tl.float64) * log_beta2)
     tl.store(numbers + 3 * segment, (rate / bias1).to(tl.float32), mask=inside)
     tl.store(numbers + 3 * segment + 1, (1 / tl.sqrt(bias2)).to(tl.float32), mask=inside)
-    tl.store(numbers + 3 * segment + 2, (segment * 0 + 1 - rate * weight_decay).to(tl.float32), mask=inside)
+    tl.store(numbers + 3 * segment + 2, (1 - rate * weight_decay).to(tl.float32), mask=inside)
 
 
 @triton.jit
@@ -90,17 +88,19 @@ def adamw_update(  # type: ignore[no-untyped-def]
     STATES: tl.constexpr = K + (SHARED is not None)
     segment, start, left = locate(chunks, sizes, tl.program_id(0), LANES * VECTOR * UNROLL, VECTOR)
     if USABLE:
-        left = tl.multiple_of(left * (tl.load(usable) != 0).to(tl.int32), VECTOR)
+        left = kept(left, tl.load(usable) != 0, VECTOR)
     row = addresses + segment * (STATES + 4)
     params = at(tl.load(row + STATES), start, PARAM, ALIGNMENT)
     firsts = at(tl.load(row + STATES + 1), start, STATE, ALIGNMENT)
     seconds = at(tl.load(row + STATES + 2), start, STATE, ALIGNMENT)
     rate, root = tl.load(numbers + 3 * segment), tl.load(numbers + 3 * segment + 1)
     decay = tl.load(numbers + 3 * segment + 2)
+    # All turns are computed before the first store, past which the compiler may not move a load.
+    found = ()
     for turn in tl.static_range(UNROLL):
         here = tile(LANES, VECTOR) + turn * LANES * VECTOR
         inside = here < left
-        gradient = combined(row, start, here, inside, coefficients, scale, K, SHARED, SCALED, ROW, ALIGNMENT)
+        gradient = combined(row, start, here, left, coefficients, scale, K, SHARED, SCALED, ROW, VECTOR, ALIGNMENT)
         param = tl.load(params + here, mask=inside, other=0.0).to(tl.float32)
         first = tl.load(firsts + here, mask=inside, other=0.0).to(tl.float32)
         second = tl.load(seconds + here, mask=inside, other=0.0).to(tl.float32)
@@ -115,9 +115,13 @@ def adamw_update(  # type: ignore[no-untyped-def]
         first = tl.where(new1 < 0.5, first + new1 * change, gradient - beta1 * change)
         second = second * beta2 + new2 * gradient * gradient
         param -= rate * (first / (tl.sqrt(second) * root + eps))
-        tl.store(firsts + here, first.to(STATE), mask=inside)
-        tl.store(seconds + here, second.to(STATE), mask=inside)
-        tl.store(params + here, param.to(PARAM), mask=inside)
+        found = found + ((first.to(STATE), second.to(STATE), param.to(PARAM)),)  # noqa: RUF005
+    for turn in tl.static_range(UNROLL):
+        here = tile(LANES, VECTOR) + turn * LANES * VECTOR
+        inside = here < left
+        tl.store(firsts + here, found[turn][0], mask=inside)
+        tl.store(seconds + here, found[turn][1], mask=inside)
+        tl.store(params + here, found[turn][2], mask=inside)
 
 
 def adamw_triton(

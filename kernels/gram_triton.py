@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dispatch import interpreting
 from .segments import Rows
 from .tables import LANES, Launch, Segment, launches, on, processors, signature
 from .tiles_triton import COMPILE, TYPES, at, locate, read, tile
@@ -63,14 +64,13 @@ def gram_registers(  # type: ignore[no-untyped-def]
         row = addresses + segment * COLUMNS
         for turn in tl.static_range(UNROLL):
             here = offsets + turn * LANES * VECTOR
-            inside = here < left
             values = ()
             for k in tl.static_range(K):
-                value = read(tl.load(row + k), start, here, inside, LAST if k == K - 1 else ROW, ALIGNMENT)
+                value = read(tl.load(row + k), start, here, left, LAST if k == K - 1 else ROW, VECTOR, ALIGNMENT)
                 values = values + (value,)  # noqa: RUF005
             weight = 1.0
             if METRIC is not None:
-                weight = read(tl.load(row + K), start, here, inside, METRIC, ALIGNMENT)
+                weight = read(tl.load(row + K), start, here, left, METRIC, VECTOR, ALIGNMENT)
             sums = add_products(sums, values, weight, K, METRIC is not None)
     for pair in tl.static_range(K * (K + 1) // 2):
         tl.store(partials + pair * count + task, tl.sum(sums[pair], axis=0))
@@ -89,12 +89,13 @@ def gram_dot(  # type: ignore[no-untyped-def]
     ROW: tl.constexpr,
     LAST: tl.constexpr,
     METRIC: tl.constexpr,
+    HALVES: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
     VECTOR: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
-    """First pass for many rows. Half-precision products are exact in fp32, so those rows go to tl.dot as they are."""
+    """First pass for many rows. HALVES: rows of half precision go to tl.dot as they are; their products are exact."""
     COLUMNS: tl.constexpr = K + (METRIC is not None)
     task = tl.program_id(0).to(tl.int64)
     rows = tl.arange(0, KP)
@@ -107,16 +108,15 @@ def gram_dot(  # type: ignore[no-untyped-def]
         pointers = tl.multiple_of(found.to(tl.pointer_type(ROW))[:, None] + start, [1, ALIGNMENT])
         for first in tl.range(0, left, BLOCK):
             here = first + tl.arange(0, BLOCK)
-            inside = here < left
-            values = tl.load(pointers + here[None, :], mask=(found != 0)[:, None] & inside[None, :], other=0.0)
-            if not SAME or METRIC is not None:
+            values = tl.load(pointers + here[None, :], mask=(found != 0)[:, None] & (here < left)[None, :], other=0.0)
+            if not HALVES:
                 values = values.to(tl.float32)
             if not SAME:
-                last = read(tl.load(row + K - 1), start, here, inside, LAST, ALIGNMENT)
+                last = read(tl.load(row + K - 1), start, here, left, LAST, VECTOR, ALIGNMENT)
                 values = tl.where((rows == K - 1)[:, None], last[None, :], values)
             other = values
             if METRIC is not None:
-                other = values * read(tl.load(row + K), start, here, inside, METRIC, ALIGNMENT)[None, :]
+                other = values * read(tl.load(row + K), start, here, left, METRIC, VECTOR, ALIGNMENT)[None, :]
             total = tl.dot(other, tl.trans(values), total, input_precision="ieee")
     j, k = rows[:, None], rows[None, :]
     pair = j * (j + 1) // 2 + k
@@ -212,7 +212,14 @@ def first_pass_options(
     if size <= REGISTER_ROWS:
         return gram_registers, options | {"LANES": LANES, "UNROLL": unroll}
     padded = 16 if size <= 16 else 32
-    return gram_dot, options | {"KP": padded, "CHUNK": LANES * vector * unroll, "BLOCK": DOT_COLUMNS}
+    # The interpreter cannot compute in bf16.
+    halves = dtypes[0].itemsize == 2 and dtypes[0] == dtypes[1] and not weighted and not interpreting()
+    return gram_dot, options | {
+        "KP": padded,
+        "HALVES": halves,
+        "CHUNK": LANES * vector * unroll,
+        "BLOCK": DOT_COLUMNS,
+    }
 
 
 def _zeros(groups: int, size: int, device: torch.device) -> Tensor:

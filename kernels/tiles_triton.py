@@ -39,7 +39,13 @@ def at(address, start, DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr):  # type: i
 
 
 @triton.jit
-def read(address, start, offsets, inside, DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Tile of a row in fp32; zero outside the segment, and everywhere if the row is absent."""
-    pointer = at(address, start, DTYPE, ALIGNMENT)
-    return tl.load(pointer + offsets, mask=inside & (address != 0), other=0.0).to(tl.float32)
+def kept(left, used, VECTOR: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``left`` where ``used``, else 0: a mask that leaves a row out. (The interpreter cannot combine it with another.)"""
+    return tl.multiple_of(tl.where(used, left, 0), VECTOR)
+
+
+@triton.jit
+def read(address, start, here, left, DTYPE: tl.constexpr, VECTOR: tl.constexpr, ALIGNMENT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Tile of a row in fp32; zero from element ``left`` on, and everywhere if the row is absent."""
+    inside = here < kept(left, address != 0, VECTOR)
+    return tl.load(at(address, start, DTYPE, ALIGNMENT) + here, mask=inside, other=0.0).to(tl.float32)
