@@ -1,0 +1,178 @@
+"""The forms in which K gradients are given, and one view of them: a segment per parameter.
+
+    rows[k] = (row k of segment 0, row k of segment 1, ...),  k = 0..K-1, and optionally one more row, ``shared``
+
+Three forms are taken: one tensor [K, P] (a single segment); blocks, one tensor [K, *shape] per parameter (``None``: no
+reward reaches this parameter); or K lists of tensors, ``None`` standing for zero. The kernels read the segments where
+they lie, by address, so nothing is stacked or copied.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from .tables import signature
+
+Blocks: TypeAlias = Sequence[Tensor | None]
+Lists: TypeAlias = Sequence[Sequence[Tensor | None]]
+RowsLike: TypeAlias = Tensor | Blocks | Lists
+SharedLike: TypeAlias = Tensor | Sequence[Tensor | None] | None
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Rows:
+    """K gradients and the shared one, segment by segment.
+
+    Args:
+        rows: one of the three forms above.
+        shared: the last row: a tensor [P] for the first form, else a tensor or ``None`` per parameter.
+
+    Attributes:
+        count: K, ``shared`` left out.
+        columns: per segment its block, or its K tensors.
+        shared: per segment, or ``None`` if the rows are all there is.
+        shapes: shape of each parameter; ``None`` where nothing reaches it.
+        flat: whether ``rows`` was one tensor [K, P].
+
+    Raises:
+        ValueError: shapes that do not fit together, or nothing to read K from.
+    """
+
+    def __init__(self, rows: RowsLike, shared: SharedLike = None) -> None:
+        self.flat = isinstance(rows, Tensor)
+        self.columns: list[Tensor | tuple[Tensor | None, ...] | None]
+        if isinstance(rows, Tensor):
+            if rows.dim() != 2:
+                raise ValueError(f"rows must be [K, P], got shape {list(rows.shape)}")
+            self.count, self.columns = rows.shape[0], [rows]
+        elif any(isinstance(item, Tensor) for item in rows):
+            self.count, self.columns = _blocks(rows)
+        else:
+            self.count, self.columns = _lists(rows)
+        self.shared = _shared(shared, len(self.columns), self.flat)
+        self.shapes = [self._shape(index) for index in range(len(self.columns))]
+
+    @property
+    def size(self) -> int:
+        """K, plus one if there is a shared row."""
+        return self.count + (self.shared is not None)
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor there is."""
+        found: list[Tensor] = []
+        for column in self.columns:
+            if isinstance(column, Tensor):
+                found.append(column)
+            elif column is not None:
+                found.extend(tensor for tensor in column if tensor is not None)
+        return found + [tensor for tensor in self.shared or () if tensor is not None]
+
+    def row_dtype(self, index: int) -> torch.dtype | None:
+        """Data type of a segment's rows, ``None`` if it has none."""
+        column = self.columns[index]
+        if column is None or isinstance(column, Tensor):
+            return None if column is None else column.dtype
+        return next((tensor.dtype for tensor in column if tensor is not None), None)
+
+    def matrix(self, index: int, dtype: torch.dtype) -> Tensor | None:
+        """A segment as [size, n], converted; ``None`` if nothing reaches it. This is what the twins compute on."""
+        shape, column, last = self.shapes[index], self.columns[index], None
+        if shape is None:
+            return None
+        if self.shared is not None:
+            last = self.shared[index]
+        some = next(tensor for tensor in self._segment(index))
+        zero = torch.zeros(math.prod(shape), dtype=dtype, device=some.device)
+        if isinstance(column, Tensor):
+            rows = column.detach().flatten(1).to(dtype)
+        else:
+            present = column or (None,) * self.count
+            rows = torch.stack([zero if tensor is None else tensor.detach().flatten().to(dtype) for tensor in present])
+        if self.shared is None:
+            return rows
+        return torch.cat([rows, (zero if last is None else last.detach().flatten().to(dtype)).unsqueeze(0)])
+
+    def addresses(self, index: int) -> tuple[int, ...]:
+        """Address of each row of a segment, 0 where there is none; the shared one last."""
+        column = self.columns[index]
+        if isinstance(column, Tensor):
+            start, step = column.data_ptr(), column.stride(0) * column.element_size()
+            found = tuple(start + k * step for k in range(self.count))
+        elif column is None:
+            found = (0,) * self.count
+        else:
+            found = tuple(0 if tensor is None else tensor.data_ptr() for tensor in column)
+        if self.shared is None:
+            return found
+        last = self.shared[index]
+        return (*found, 0 if last is None else last.data_ptr())
+
+    def signature(self) -> Hashable:
+        """Everything that tables made from these rows depend on."""
+        tensors: list[Tensor | None] = []
+        for column in self.columns:
+            tensors.extend(column if isinstance(column, tuple) else (column,))
+        return (self.count, self.shared is not None, signature([*tensors, *(self.shared or ())]))
+
+    def limit(self) -> str | None:
+        """Why the kernels cannot read these rows, or ``None``."""
+        for index, column in enumerate(self.columns):
+            members = [tensor for tensor in column if tensor is not None] if isinstance(column, tuple) else []
+            if len({tensor.dtype for tensor in members}) > 1:
+                return f"the rows of segment {index} have several dtypes"
+            if isinstance(column, Tensor) and not _rows_contiguous(column):
+                return f"the rows of block {index}, strides {column.stride()}, are not contiguous"
+            last = None if self.shared is None else self.shared[index]
+            if not all(tensor.is_contiguous() for tensor in (*members, *(() if last is None else (last,)))):
+                return f"a tensor of segment {index} is not contiguous"
+        odd = sorted({str(tensor.dtype) for tensor in self.tensors()} - {str(dtype) for dtype in KERNEL_DTYPES})
+        return f"the rows are {odd}, the kernels take float32, bfloat16 and float16" if odd else None
+
+    def _segment(self, index: int) -> list[Tensor]:
+        column = self.columns[index]
+        members = [column] if column is None or isinstance(column, Tensor) else list(column)
+        return [tensor for tensor in (*members, None if self.shared is None else self.shared[index]) if tensor is not None]
+
+    def _shape(self, index: int) -> tuple[int, ...] | None:
+        column = self.columns[index]
+        shapes = {tuple(t.shape[1:]) if t is column else tuple(t.shape) for t in self._segment(index)}
+        if len(shapes) > 1:
+            raise ValueError(f"parameter {index} has gradients of different shapes: {sorted(shapes)}")
+        return next(iter(shapes), None)
+
+
+def _blocks(rows: RowsLike) -> tuple[int, list[Tensor | tuple[Tensor | None, ...] | None]]:
+    blocks = [item for item in rows if isinstance(item, Tensor)]
+    if any(item is not None and not isinstance(item, Tensor) for item in rows):
+        raise ValueError("rows mixes tensors and lists: give blocks [K, *shape], or K lists of tensors")
+    sizes = {block.shape[0] if block.dim() else 0 for block in blocks}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(f"every block must be [K, *shape] with the same K >= 1, got K = {sorted(sizes)}")
+    return sizes.pop(), [item if isinstance(item, Tensor) else None for item in rows]
+
+
+def _lists(rows: RowsLike) -> tuple[int, list[Tensor | tuple[Tensor | None, ...] | None]]:
+    lists = [tuple(item) for item in rows if item is not None]
+    if not lists or len(lists) != len(rows):
+        raise ValueError("rows holds no tensor, so K is unknown: give [K, P], blocks [K, *shape] or K lists of tensors")
+    lengths = {len(item) for item in lists}
+    if len(lengths) != 1:
+        raise ValueError(f"every row must list the same parameters, got rows of length {sorted(lengths)}")
+    return len(lists), list(zip(*lists, strict=True))
+
+
+def _shared(shared: SharedLike, segments: int, flat: bool) -> list[Tensor | None] | None:
+    if shared is None:
+        return None
+    found = [shared] if isinstance(shared, Tensor) else list(shared)
+    if isinstance(shared, Tensor) is not flat or len(found) != segments:
+        wanted = "one tensor [P]" if flat else f"a tensor or None for each of the {segments} parameters"
+        raise ValueError(f"shared must be {wanted}, as rows is; got {type(shared).__name__} of {len(found)}")
+    return found
+
+
+def _rows_contiguous(block: Tensor) -> bool:
+    return block.is_contiguous() or block.numel() == 0 or block[0].is_contiguous()
