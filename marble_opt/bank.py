@@ -1,8 +1,9 @@
 """The gradient bank: one gradient per reward, accumulated over the micro-steps of an optimizer step."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from marble_kernels.combine import combine
 from torch import Tensor
 
 from .gram import gram_of_blocks
@@ -64,18 +65,8 @@ class GradientBank:
 
     def gram(self, parameters: Sequence[Tensor]) -> Tensor:
         """Gram matrix [K + 1, K + 1] of the rows and, last, of what ``.grad`` holds."""
-        blocks = []
-        for parameter in parameters:
-            block, grad = self.blocks.get(parameter), parameter.grad
-            if block is None and grad is None:
-                continue
-            if block is None:
-                block = parameter.new_zeros(self.size, *parameter.shape)
-            last = torch.zeros_like(block[0]) if grad is None else grad.to(block.dtype)
-            blocks.append(torch.cat([block, last.unsqueeze(0)]))
-        if not blocks:
-            return torch.zeros(self.size + 1, self.size + 1, device=parameters[0].device)
-        return gram_of_blocks(blocks)
+        blocks = [self.blocks.get(parameter) for parameter in parameters]
+        return gram_of_blocks(self.size, blocks, [parameter.grad for parameter in parameters])
 
     def products(self, vectors: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         """Inner products [K] of every row with a vector given as (parameter, tensor) pairs."""
@@ -88,13 +79,16 @@ class GradientBank:
         return total
 
     @torch.no_grad()
-    def combined(self, coefficients: Tensor, rows: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """(parameter, Σ_k c_k g_k) over the given rows only: 0 · NaN of a row left out is NaN."""
-        index = torch.tensor(rows, device=coefficients.device)
-        for parameter, block in self.blocks.items():
-            used = block if len(rows) == self.size else block[index.to(block.device)]
-            weights = coefficients[index].to(device=block.device, dtype=block.dtype)
-            yield parameter, torch.tensordot(weights, used, dims=1)
+    def add_combined(self, coefficients: Tensor) -> None:
+        """Add Σ_k c_k g_k to ``.grad``; a row with c_k = 0 is not used, whatever it holds."""
+        for device in dict.fromkeys(block.device for block in self.blocks.values()):
+            parameters = [parameter for parameter, block in self.blocks.items() if block.device == device]
+            shared = [parameter.grad for parameter in parameters]
+            for parameter in parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.empty_like(parameter)
+            blocks, out = [self.blocks[p] for p in parameters], [p.grad for p in parameters]
+            combine(blocks, coefficients.to(device), shared=shared, out=out)
 
     def clear(self) -> None:
         """Forget all gradients."""

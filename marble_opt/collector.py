@@ -171,11 +171,6 @@ class GradientCollector:
             factor = coefficients[index]
             add_to_grad(parameters, [None if g is None else g * factor.to(g) for g in gradients])
 
-    def add_combined(self, coefficients: Tensor, rows: Sequence[int]) -> None:
-        """Add Σ c_k g_k over ``rows`` to ``.grad``."""
-        for parameter, gradient in self.bank.combined(coefficients, rows):
-            add_to_grad([parameter], [gradient])
-
     def _leave_out(self, rewards: Sequence[int]) -> None:
         for index in rewards:
             self.left_out[index] = True

@@ -53,7 +53,7 @@ class BalanceCycle:
     def start(self) -> None:
         """Forget what was collected."""
         self.collector.clear()
-        self.dropped = False
+        self.usable: Tensor | None = None
         self._probed: Refresh | None = None
 
     @property
@@ -89,33 +89,60 @@ class BalanceCycle:
 
     @torch.no_grad()
     def balance(self, parameters: list[Tensor]) -> None:
-        """Write the balanced gradient into ``.grad`` and make the report."""
-        # A parameter that was frozen since its backward (an adapter switched off, say) still counts.
-        known = set(parameters)
-        parameters = [*parameters, *(p for p in self.collector.bank.blocks if p not in known)]
+        """Reduce, solve, and make the report; :meth:`write` or a fused step acts on it. Nothing is read from the device
+        unless ranks have to agree.
+        """
+        parameters = self.known(parameters)
         if world_size(self.process_group) > 1:
             rows = self._probed is None
             reduce_step(self.collector, parameters, self.process_group, self.reduction, rows=rows)
         if self._probed is not None:
-            # A reward that a probe left out has been counted.
-            missed = torch.tensor(self.collector.left_out, device=self._probed.report.active.device)
-            memory = count_left_out(self._probed.memory, missed & self._probed.report.active)
-            report = replace(self._probed.report, skipped=memory.skipped, nonfinite=memory.nonfinite)
-            self._finish_probes(self._probed._replace(report=report, memory=memory), parameters)
+            self._finish_probes(self._probed, parameters)
         elif self.refreshing:
-            self._apply(self._solve(parameters))
+            result = self._solve(parameters)
+            self.report, self.memory, self.usable = result.report, result.memory, result.usable
         else:
             acts = self.collector.contributed or self.rule.observing
-            memory = count_left_out(self.memory, torch.tensor(self.collector.left_out))
-            self._keep(self.report, memory, dropped=not (acts and _all_finite(parameters)))
+            self.usable = (_all_finite(parameters, nothing=False) & acts).to(self.memory.dropped_steps.device)
+            self.memory, self.report = reuse(self.report, self._count_left_out(self.memory), self.usable)
         self.collector.closed = True
         if self.report is not None:
             self.report = replace(self.report, **vars(self.collector.work))
 
+    @property
+    def dropped(self) -> bool:
+        """Whether the step that was balanced must not be taken; waits for the device."""
+        return self.usable is not None and not bool(self.usable)
+
+    @property
+    def combining(self) -> Tensor | None:
+        """Coefficients [K] of the rows in the bank; ``None`` on a step without rows, or if rewards do not act."""
+        if self.report is None or self.rule.observing or not self.collector.bank:
+            return None
+        return self.report.coefficients
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Add the combined gradient to ``.grad`` unless the step is dropped."""
+        coefficients = self.combining
+        if coefficients is None:
+            return
+        if not self.dropped:
+            self.collector.bank.add_combined(coefficients)
+        elif self.collector.scaler is not None:
+            # An overflow everywhere is the scaler's to see: it skips the step and lowers its scale.
+            self.collector.bank.add_combined(torch.ones_like(coefficients))
+
+    def known(self, parameters: list[Tensor]) -> list[Tensor]:
+        """With those that were frozen since their backward (an adapter switched off, say), which still count."""
+        known = set(parameters)
+        return [*parameters, *(p for p in self.collector.bank.blocks if p not in known)]
+
     def finish(self) -> None:
         """Count the step and start the next."""
         # Without a usable refresh there are no coefficients to reuse: solve again on the next step.
-        since = -1 if self.dropped else 0 if self.refreshing else self.memory.since_refresh + 1
+        lost = self.refresh_every > 1 and self.dropped
+        since = -1 if lost else 0 if self.refreshing else self.memory.since_refresh + 1
         self.memory = replace(self.memory, steps=self.memory.steps + 1, since_refresh=since)
         self.start()
 
@@ -129,26 +156,30 @@ class BalanceCycle:
             reduce_step(self.collector, parameters, self.process_group, self.reduction, grads=False)
         return self._solve(parameters)
 
-    def _finish_probes(self, result: Refresh, parameters: Sequence[Tensor]) -> None:
-        if not result.usable or _all_finite(parameters, nothing=True):
-            self._apply(result)
-        else:
-            self._keep(result.report, result.memory, dropped=True)
+    def _finish_probes(self, probed: Refresh, parameters: Sequence[Tensor]) -> None:
+        """The other micro-steps have been mixed with the coefficients of the probes; a NaN there drops the step."""
+        # A reward that a probe left out has been counted.
+        memory = self._count_left_out(probed.memory, probed.report.active)
+        lost = probed.usable & ~_all_finite(parameters, nothing=True)
+        memory = replace(memory, dropped_steps=memory.dropped_steps + lost.to(memory.dropped_steps))
+        self.memory, self.usable = memory, probed.usable & ~lost
+        self.report = replace(
+            probed.report,
+            usable=self.usable,
+            skipped=memory.skipped,
+            nonfinite=memory.nonfinite,
+            dropped_count=memory.dropped_steps,
+        )
 
-    def _apply(self, result: Refresh) -> None:
-        self.report, self.memory, self.dropped = result.report, result.memory, not result.usable
-        if self.dropped and self.collector.scaler is not None:
-            # An overflow everywhere is the scaler's to see: it skips the step and lowers its scale.
-            self.collector.add_combined(torch.ones_like(result.report.coefficients), range(len(self.rule.rewards)))
-        elif not self.dropped and not self.rule.observing:
-            self.collector.add_combined(result.report.coefficients, result.rows)
-
-    def _keep(self, report: Balance | None, memory: MarbleState, dropped: bool) -> None:
-        self.dropped = dropped
-        self.memory, self.report = reuse(report, memory, dropped)
+    def _count_left_out(self, memory: MarbleState, among: Tensor | None = None) -> MarbleState:
+        if not any(self.collector.left_out):
+            return memory
+        missed = torch.tensor(self.collector.left_out).to(memory.skipped.device)
+        return count_left_out(memory, missed if among is None else missed & among)
 
 
-def _all_finite(parameters: Sequence[Tensor], nothing: bool = False) -> bool:
-    """Whether all gradients are finite (``nothing``: the answer where there is none); waits for the device."""
-    norms = [parameter.grad.norm() for parameter in parameters if parameter.grad is not None]
-    return bool(torch.stack(norms).isfinite().all()) if norms else nothing
+def _all_finite(parameters: Sequence[Tensor], nothing: bool) -> Tensor:
+    """Whether all gradients are finite, bool, 0-d; ``nothing`` where there is none."""
+    device = parameters[0].device
+    found = [torch.isfinite(p.grad.norm()).to(device) for p in parameters if p.grad is not None]
+    return torch.stack(found).all() if found else torch.full((), nothing, device=device)

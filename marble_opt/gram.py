@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from marble_kernels.gram import gram
 from torch import Tensor
 
 
@@ -19,8 +20,9 @@ def gram_matrix(
             shaped like the parameters for the list form. Without it m = 1.
 
     Returns:
-        G [..., K, K], symmetric. Half-precision rows are converted block by block, and the sums are
-        kept in fp32; fp64 rows give fp64. In fp32 squares leave the range of the format for gradients
+        G [..., K, K], symmetric. Half-precision rows are converted piece by piece, and the sums are
+        kept in fp32; fp64 rows give fp64. On a CUDA device with Triton, tensors [K, P] and lists are read once, by one
+        launch. In fp32 squares leave the range of the format for gradients
         of norm below about 1e-19 or above 1e19; scale such losses.
 
     Raises:
@@ -33,57 +35,57 @@ def gram_matrix(
             raise ValueError("metric must be one tensor [P] when rows is a tensor")
         if metric is not None and metric.shape != rows.shape[-1:]:
             raise ValueError(f"metric has shape {list(metric.shape)}, rows need [{rows.shape[-1]}]")
-        return _symmetric(_product(rows, metric))
+        if rows.dim() == 2:
+            single: Tensor = gram(rows, metric)
+            return single
+        product = _product(rows, metric)
+        return (product + product.mT) / 2
     if isinstance(metric, Tensor):
         raise ValueError("metric must be a list of tensors when rows is a list")
-    blocks = _stack_rows(rows)
-    if metric is not None and len(metric) != len(blocks):
-        raise ValueError(f"metric has {len(metric)} tensors, the gradients have {len(blocks)}")
-    kept = [index for index, block in enumerate(blocks) if block is not None]
-    return gram_of_blocks(
-        [block for block in blocks if block is not None], None if metric is None else [metric[index] for index in kept]
-    )
-
-
-def gram_of_blocks(blocks: Sequence[Tensor], metric: Sequence[Tensor] | None = None) -> Tensor:
-    """Gram matrix [K, K] of gradients stored as one block [K, *shape] per parameter; metric: one [*shape] each."""
-    if not blocks:
+    if not rows or not any(tensor is not None for row in rows for tensor in row):
         raise ValueError("no gradient block given: at least one parameter is needed")
-    dtype = torch.float64 if any(block.dtype == torch.float64 for block in blocks) else torch.float32
-    size, device = blocks[0].shape[0], blocks[0].device
-    total = torch.zeros(size, size, dtype=dtype, device=device)
-    for index, block in enumerate(blocks):
-        weight = None if metric is None else metric[index]
-        if weight is not None and weight.shape != block.shape[1:]:
-            raise ValueError(f"metric {index} has shape {list(weight.shape)}, its gradients {list(block.shape[1:])}")
-        total += _product(block.flatten(1), None if weight is None else weight.flatten()).to(device=device)
-    return _symmetric(total)
+    lengths = {len(row) for row in rows}
+    if len(lengths) != 1:
+        raise ValueError(f"every row must list the same parameters, got rows of length {sorted(lengths)}")
+    columns = list(zip(*rows, strict=True))
+    if metric is not None and len(metric) != len(columns):
+        raise ValueError(f"metric has {len(metric)} tensors, the gradients have {len(columns)}")
+    reached = [index for index, column in enumerate(columns) if any(tensor is not None for tensor in column)]
+    devices = [next(tensor.device for tensor in columns[index] if tensor is not None) for index in reached]
+    parts = []
+    for device in dict.fromkeys(devices):
+        here = [index for index, own in zip(reached, devices, strict=True) if own == device]
+        weights = None if metric is None else [metric[index] for index in here]
+        parts.append(gram([[row[index] for index in here] for row in rows], weights))
+    return _add_up(parts)
+
+
+def gram_of_blocks(size: int, blocks: Sequence[Tensor | None], shared: Sequence[Tensor | None]) -> Tensor:
+    """Gram matrix [K + 1, K + 1] of K = ``size`` gradients stored as one block [K, *shape] per parameter, and of one
+    more row, ``shared``. ``None``: nothing reaches the parameter.
+    """
+    pairs = list(zip(blocks, shared, strict=True))
+    devices = [next((tensor.device for tensor in pair if tensor is not None), None) for pair in pairs]
+    parts = []
+    for device in dict.fromkeys(device for device in devices if device is not None):
+        here = [pair for pair, own in zip(pairs, devices, strict=True) if own == device]
+        rows, last = [block for block, _ in here], [extra for _, extra in here]
+        if all(block is None for block in rows):
+            parts.append(torch.nn.functional.pad(gram([last]), (size, 0, size, 0)))
+        else:
+            parts.append(gram(rows, shared=last))
+    return _add_up(parts) if parts else torch.zeros(size + 1, size + 1)
+
+
+def _add_up(parts: Sequence[Tensor]) -> Tensor:
+    """Gram matrices from several devices, on the first."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part.to(total.device)
+    return total
 
 
 def _product(rows: Tensor, metric: Tensor | None) -> Tensor:
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     weighted = rows if metric is None else rows * metric.to(rows.dtype)
     return weighted @ rows.mT
-
-
-def _symmetric(gram: Tensor) -> Tensor:
-    return (gram + gram.mT) / 2
-
-
-def _stack_rows(rows: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
-    """One block per parameter; ``None`` for a parameter that no row reaches."""
-    lengths = {len(row) for row in rows}
-    if len(lengths) != 1:
-        raise ValueError(f"every row must list the same parameters, got rows of length {sorted(lengths)}")
-    blocks: list[Tensor | None] = []
-    for index, column in enumerate(zip(*rows, strict=True)):
-        present = [tensor for tensor in column if tensor is not None]
-        if not present:
-            blocks.append(None)
-            continue
-        shapes = {tuple(tensor.shape) for tensor in present}
-        if len(shapes) != 1:
-            raise ValueError(f"parameter {index} has gradients of different shapes: {sorted(shapes)}")
-        zero = torch.zeros_like(present[0])
-        blocks.append(torch.stack([zero if tensor is None else tensor for tensor in column]))
-    return blocks

@@ -205,6 +205,7 @@ class Marble(OptimizerWrapper):
             return self.report
         parameters = self._parameters()
         self._cycle.balance(parameters)
+        self._cycle.write()
         if self.max_grad_norm is not None and not self._cycle.dropped:
             scaler = self._collector.scaler
             scale = 1.0 if scaler is None else scaler.get_scale()

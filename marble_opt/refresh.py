@@ -12,19 +12,18 @@ from .telemetry import Balance
 
 
 class Refresh(NamedTuple):
-    """``rows``: the rewards to combine; ``usable``: whether the result may be stepped on."""
+    """``usable`` (bool, 0-d): whether the result may be stepped on."""
 
     report: Balance
     memory: MarbleState
-    rows: list[int]
-    usable: bool
+    usable: Tensor
 
 
 def refresh(full: Tensor, offered: list[bool], rule: BalanceRule, memory: MarbleState, ema: float) -> Refresh:
     """Solve for the coefficients of one step.
 
     A reward is active if it was offered and its gradient is finite and not zero. A balancer that returns NaN or inf
-    makes no step and is not remembered. This is where the device is waited for: K + 1 flags are read.
+    makes no step and is not remembered. Nothing is read from the device.
 
     Args:
         full: Gram [K + 1, K + 1], the last row being the shared gradient.
@@ -37,7 +36,10 @@ def refresh(full: Tensor, offered: list[bool], rule: BalanceRule, memory: Marble
     resolution = torch.finfo(full.dtype).eps
     memory, full = memory.to(full.device), full.to(memory.alpha.dtype)
     energy = full.diagonal()[:size]
-    was_offered = torch.tensor(offered, device=full.device)
+    # A copy from the host only where it says something: a captured graph cannot hold one.
+    was_offered = torch.ones_like(energy, dtype=torch.bool)
+    if not all(offered):
+        was_offered = torch.tensor(offered, device=full.device)
     finite = torch.isfinite(energy)
     active = was_offered & finite & (energy > 0)
     solution = rule.solve(full[:size, :size], active, resolution)
@@ -45,8 +47,7 @@ def refresh(full: Tensor, offered: list[bool], rule: BalanceRule, memory: Marble
     alpha = _applied(stored, solution, rule)
     coefficients = rule.coefficients(alpha, solution)
     solved = torch.isfinite(coefficients).all()
-    acts = ((coefficients != 0).any() | rule.observing) & torch.isfinite(full[-1, -1]) & solved
-    *flags, usable = torch.cat([active, acts.view(1)]).tolist()
+    usable = ((coefficients != 0).any() | rule.observing) & torch.isfinite(full[-1, -1]) & solved
     new = replace(
         memory,
         alpha=torch.where(solved, stored, memory.alpha),
@@ -54,14 +55,14 @@ def refresh(full: Tensor, offered: list[bool], rule: BalanceRule, memory: Marble
         coefficients=torch.where(active & solved, coefficients, memory.coefficients),
         skipped=memory.skipped + (~active).to(torch.int64),
         nonfinite=memory.nonfinite + (was_offered & ~finite).to(torch.int64),
-        dropped_steps=memory.dropped_steps + (not usable),
+        dropped_steps=memory.dropped_steps + (~usable).to(torch.int64),
     )
     report = Balance(
         rewards=rule.rewards,
         slots=rule.slots,
         step=memory.steps,
         refreshed=True,
-        dropped=not usable,
+        usable=usable,
         alpha=alpha,
         alpha_new=solution.alpha,
         coefficients=coefficients,
@@ -70,24 +71,24 @@ def refresh(full: Tensor, offered: list[bool], rule: BalanceRule, memory: Marble
         gap=solution.gap,
         skipped=new.skipped,
         nonfinite=new.nonfinite,
-        dropped_steps=new.dropped_steps,
+        dropped_count=new.dropped_steps,
     )
-    return Refresh(report, new, [index for index, on in enumerate(flags) if on], usable)
+    return Refresh(report, new, usable)
 
 
-def reuse(report: Balance | None, memory: MarbleState, dropped: bool) -> tuple[MarbleState, Balance | None]:
+def reuse(report: Balance | None, memory: MarbleState, usable: Tensor) -> tuple[MarbleState, Balance | None]:
     """Memory and report of a step between refreshes."""
-    memory = replace(memory, dropped_steps=memory.dropped_steps + dropped)
+    memory = replace(memory, dropped_steps=memory.dropped_steps + (~usable).to(memory.dropped_steps))
     if report is None:
         return memory, None
     return memory, replace(
         report,
         step=memory.steps,
         refreshed=False,
-        dropped=dropped,
+        usable=usable,
         skipped=memory.skipped,
         nonfinite=memory.nonfinite,
-        dropped_steps=memory.dropped_steps,
+        dropped_count=memory.dropped_steps,
         step_cosines=None,
     )
 

@@ -24,9 +24,9 @@ class MarbleState:
     coefficients: Tensor
     skipped: Tensor
     nonfinite: Tensor
+    dropped_steps: Tensor
     steps: int = 0
     since_refresh: int = -1
-    dropped_steps: int = 0
 
     @classmethod
     def new(cls, rewards: tuple[str, ...], slots: tuple[str, ...]) -> "MarbleState":
@@ -39,6 +39,7 @@ class MarbleState:
             coefficients=torch.zeros(len(rewards), dtype=torch.float64),
             skipped=torch.zeros(len(rewards), dtype=torch.int64),
             nonfinite=torch.zeros(len(rewards), dtype=torch.int64),
+            dropped_steps=torch.zeros((), dtype=torch.int64),
         )
 
     def to(self, device: torch.device) -> "MarbleState":
@@ -50,6 +51,7 @@ class MarbleState:
             coefficients=self.coefficients.to(device),
             skipped=self.skipped.to(device),
             nonfinite=self.nonfinite.to(device),
+            dropped_steps=self.dropped_steps.to(device),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,4 +76,6 @@ class MarbleState:
             for field in fields(self)
             if field.name not in _NAMES
         }
+        # A number in files of earlier versions.
+        values["dropped_steps"] = torch.as_tensor(values["dropped_steps"])
         return replace(self, **values)

@@ -18,26 +18,28 @@ class Balance:
     With ``probe`` the Gram, and all that follows from it, is that of the probes' rows, without shared terms.
 
     Tensors stay on the parameters' device; only :meth:`scalars` and printing read them. On a step between
-    refreshes everything but ``step``, ``refreshed``, ``dropped`` and the counters is that of the last refresh.
+    refreshes everything but ``step``, ``refreshed``, ``usable`` and the counters is that of the last refresh.
 
     ``alpha`` [S] are the weights that were applied, ``alpha_new`` [S] those before smoothing,
     ``coefficients`` [K] multiply the raw gradients, ``gram`` [K + 1, K + 1] has the shared gradient (what
     ``.grad`` held before balancing) as its last row, ``gap`` is the duality gap of the solve on the
-    normalised Gram. ``skipped``, ``nonfinite`` [K] and ``dropped_steps`` count since the
-    start: steps that a reward sat out, those among them because of NaN or inf, and steps not taken at all.
+    normalised Gram. ``usable`` (0-d) tells whether the step was taken. ``skipped``, ``nonfinite`` [K] and
+    ``dropped_count`` (0-d) count since the start: steps that a reward sat out, those among them because of NaN or inf,
+    and steps not taken at all; :attr:`dropped` and :attr:`dropped_steps` read them.
     ``step_cosines`` [K] is filled by ``Marble(track_step=True)``: the cosine of each reward's gradient with minus
     the change of the parameters, which under AdamW is another vector than the combined gradient.
 
     ``route`` tells how the rows were made ("factored", "loop", "collect", or "mixed" on a step without rows),
     ``passes`` how many backward passes the step took, ``layers`` how many modules the factored route contracted, and
-    ``fallback`` which parameters it could not, with the reason.
+    ``fallback`` which parameters it could not, with the reason. ``fused``: whether combination, clipping and the base
+    optimizer's step were one pass.
     """
 
     rewards: tuple[str, ...]
     slots: tuple[str, ...]
     step: int
     refreshed: bool
-    dropped: bool
+    usable: Tensor
     alpha: Tensor
     alpha_new: Tensor
     coefficients: Tensor
@@ -46,12 +48,23 @@ class Balance:
     gap: Tensor
     skipped: Tensor
     nonfinite: Tensor
-    dropped_steps: int
+    dropped_count: Tensor
     step_cosines: Tensor | None = None
     route: str = ""
     passes: int = 0
     layers: int = 0
     fallback: dict[str, str] = field(default_factory=dict)
+    fused: bool = False
+
+    @property
+    def dropped(self) -> bool:
+        """Whether no step was taken; waits for the device."""
+        return not bool(self.usable)
+
+    @property
+    def dropped_steps(self) -> int:
+        """Steps not taken so far; waits for the device."""
+        return int(self.dropped_count)
 
     @property
     def norms(self) -> Tensor:

@@ -77,12 +77,24 @@ def test_a_row_that_is_left_out_does_not_poison_the_combination() -> None:
     param, bank = Parameter(torch.zeros(3)), GradientBank(3)
     for k, value in enumerate((1.0, torch.nan, 2.0)):
         bank.add(k, [param], [torch.full((3,), value)])
-    coefficients = torch.tensor([0.5, 0.0, 0.25])
-    ((_, combined),) = bank.combined(coefficients, [0, 2])
-    assert combined.tolist() == [1, 1, 1]
-    # The guard has teeth: a coefficient of 0 is not enough to silence a NaN.
-    ((_, poisoned),) = bank.combined(coefficients, [0, 1, 2])
-    assert poisoned.isnan().all()
+    bank.add_combined(torch.tensor([0.5, 0.0, 0.25]))
+    assert param.grad is not None
+    assert param.grad.tolist() == [1, 1, 1]
+    # The guard has teeth: plain arithmetic does not silence a NaN with a coefficient of 0.
+    assert (torch.tensor([0.5, 0.0, 0.25]) @ bank.blocks[param]).isnan().all()
+
+
+def test_the_combination_joins_what_grad_holds() -> None:
+    params, bank = parameters(), GradientBank(2)
+    rows, before = normal(2, 10), normal(4, seed=5)
+    for k in range(2):
+        bank.add(k, params, [rows[k, :6].view(2, 3), rows[k, 6:]])
+    params[1].grad = before.clone().to(params[1].dtype)
+    bank.add_combined(torch.tensor([2.0, -1.0], dtype=torch.float64))
+    expected = 2 * rows[0] - rows[1]
+    assert params[0].grad is not None
+    torch.testing.assert_close(params[0].grad, expected[:6].view(2, 3).to(params[0].dtype))
+    torch.testing.assert_close(params[1].grad, (expected[6:] + before).to(params[1].dtype))
 
 
 def test_complete_gives_every_parameter_a_zero_block() -> None:

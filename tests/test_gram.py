@@ -81,7 +81,7 @@ def test_half_precision_is_accumulated_in_fp32(dtype: torch.dtype) -> None:
 def test_fp64_rows_give_fp64() -> None:
     blocks = [normal(2, 3, dtype=torch.float32), normal(2, 4)]
     assert gram_matrix(normal(2, 3)).dtype == torch.float64
-    assert gram_of_blocks(blocks).dtype == torch.float64
+    assert gram_of_blocks(2, blocks, [None, None]).dtype == torch.float64
 
 
 def test_fewer_than_two_dimensions_are_refused() -> None:
