@@ -15,6 +15,7 @@ from .collector import GradientCollector
 from .cycle import BalanceCycle
 from .distributed import REDUCTIONS
 from .factored import FactoredEngine
+from .fused import fused_step, obstacle
 from .routes import Losses
 from .schedule import MicroSchedule
 from .state import MarbleState
@@ -68,6 +69,9 @@ class Marble(OptimizerWrapper):
         probe: solve on every step from the first share q of its micro-steps, at no extra backward: these keep one row
             per reward and no shared terms, the others take one backward of Σ c_k loss_k. Micro-steps must be
             exchangeable (timesteps permuted per sample).
+        fused: with torch's AdamW or Adam as base, ``step()`` combines, clips and steps in one pass from the rows to the
+            parameters, and reads nothing from the device (nor warns about a step not taken: the report counts them);
+            ``.grad`` then holds shared terms only. A step after your own :meth:`balance` is the base optimizer's.
         shared_every: take shared terms on every n-th micro-step, drawn anew for each step, with weight n: unbiased, and
             what they are computed from is needed only where :attr:`wants_shared`.
 
@@ -96,6 +100,7 @@ class Marble(OptimizerWrapper):
         track_step: bool = False,
         model: nn.Module | Iterable[nn.Module] | None = None,
         route: str = "auto",
+        fused: bool = False,
         check: bool = False,
         micro_steps: int | None = None,
         probe: float | None = None,
@@ -118,7 +123,9 @@ class Marble(OptimizerWrapper):
         schedule = MicroSchedule(micro_steps, probe, shared_every)
         self._collector = GradientCollector(rule.rewards, self._parameters, not rule.observing, route, check)
         self._cycle = BalanceCycle(rule, schedule, self._collector, refresh_every, ema, process_group, reduction)
-        self.max_grad_norm, self.track_step = max_grad_norm, track_step
+        self.max_grad_norm, self.track_step, self.fused = max_grad_norm, track_step, fused
+        if fused and (reason := obstacle(optimizer)) is not None:
+            warnings.warn(f"fused=True has no effect: {reason}; steps are combined, then the base's own", stacklevel=2)
         self._warned = False
         if model is not None:
             self.watch(model)
@@ -235,11 +242,14 @@ class Marble(OptimizerWrapper):
                 "base optimizer's own step on whatever .grad holds",
                 stacklevel=3,
             )
-        self.balance()
-        if self._cycle.dropped:
-            self._warn_dropped()
+        if self._fusible():
+            self._fused_step()
         else:
-            self._base_step()
+            self.balance()
+            if self._cycle.dropped:
+                self._warn_dropped()
+            else:
+                self._base_step()
         self._finish_step()
         return result
 
@@ -253,6 +263,22 @@ class Marble(OptimizerWrapper):
         if not found:
             raise ValueError("the optimizer holds no parameter that requires a gradient")
         return found
+
+    def _fusible(self) -> bool:
+        waiting = self._collector.collected and not self._collector.closed
+        return self.fused and waiting and not self.track_step and obstacle(self.base) is None
+
+    @torch.no_grad()
+    def _fused_step(self) -> None:
+        cycle = self._cycle
+        cycle.balance(self._parameters())
+        report, usable = self.report, cycle.usable
+        if report is None or usable is None:
+            raise RuntimeError("nothing was balanced: this is a bug in marble_opt")
+        # A probed step's Gram is that of its first micro-steps.
+        gram = report.gram if report.refreshed and not cycle.schedule.probes else None
+        fused_step(self.base, self._collector.bank.blocks, cycle.combining, usable, self.max_grad_norm, gram)
+        cycle.report = replace(report, fused=True)
 
     def _base_step(self) -> None:
         bank = self._collector.bank

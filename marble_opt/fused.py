@@ -1,0 +1,127 @@
+"""From the bank to the parameters in one pass, where the base optimizer is torch's AdamW or Adam."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from marble_kernels.combine import clip_scale
+from marble_kernels.fused_adamw import fused_adamw
+from torch import Tensor
+from torch.optim import Adam, AdamW, Optimizer, optimizer
+
+from .gram import gram_of_blocks
+
+_OPTIONS = ("amsgrad", "differentiable")
+
+
+def obstacle(base: Optimizer) -> str | None:
+    """Why the step of ``base`` cannot be fused, or ``None``.
+
+    Exactly torch's AdamW or Adam: a subclass may compute anything. Hooks on its ``step`` would not be called.
+    """
+    if type(base) not in (AdamW, Adam):
+        return f"the base optimizer is {type(base).__name__}, not torch.optim.AdamW or Adam"
+    for name in _OPTIONS:
+        if any(group[name] for group in base.param_groups):
+            return f"the base optimizer has {name}=True"
+    if any(parameter.is_complex() for group in base.param_groups for parameter in group["params"]):
+        return "a parameter is complex"
+    hooks = (
+        base._optimizer_step_pre_hooks,
+        base._optimizer_step_post_hooks,
+        optimizer._global_optimizer_pre_hooks,
+        optimizer._global_optimizer_post_hooks,
+    )
+    return "the base optimizer's step has hooks" if any(hooks) else None
+
+
+@torch.no_grad()
+def fused_step(
+    base: Optimizer,
+    blocks: dict[Tensor, Tensor],
+    coefficients: Tensor | None,
+    usable: Tensor,
+    max_grad_norm: float | None,
+    gram: Tensor | None,
+) -> None:
+    """Σ_k c_k g_k + ``.grad``, its clipping and the step of ``base``, without writing the sum to ``.grad``.
+
+    Args:
+        base: an optimizer without an :func:`obstacle`. Steps that it counts on the host move to the parameters' device.
+        blocks: the bank, [K, *shape] per parameter.
+        coefficients: c [K]; ``None``: ``.grad`` alone is stepped on.
+        usable: bool, 0-d: where it is false nothing changes.
+        max_grad_norm: clip to this norm.
+        gram: G [K + 1, K + 1] of the rows and ``.grad`` if it is known, for the norm.
+    """
+    parameters = [p for group in base.param_groups for p in group["params"] if p in blocks or p.grad is not None]
+    if not parameters:
+        return
+    # Without rows the gradients themselves are the one row.
+    lone = coefficients is None
+    weights = torch.ones(1, device=usable.device) if coefficients is None else coefficients
+    scale: Tensor | None = None
+    if max_grad_norm is not None:
+        gradients = [parameter.grad for parameter in parameters]
+        if gram is None and not lone:
+            gram = gram_of_blocks(len(weights), [blocks.get(p) for p in parameters], gradients)
+        elif gram is None:
+            gram = gram_of_blocks(0, [None] * len(parameters), gradients)
+        scale = clip_scale(gram, weights, max_grad_norm)
+    for group in base.param_groups:
+        members = [p for p in group["params"] if p.grad is not None or (p in blocks and not lone)]
+        for device in dict.fromkeys(parameter.device for parameter in members):
+            here = [parameter for parameter in members if parameter.device == device]
+            factor = None if scale is None else scale.to(device)
+            _step_group(base, group, here, {} if lone else blocks, weights.to(device), factor, usable.to(device))
+
+
+def _step_group(
+    base: Optimizer,
+    group: dict[str, Any],
+    parameters: Sequence[Tensor],
+    blocks: dict[Tensor, Tensor],
+    weights: Tensor,
+    scale: Tensor | None,
+    usable: Tensor,
+) -> None:
+    states = [_state(base, parameter) for parameter in parameters]
+    gradients = [parameter.grad for parameter in parameters]
+    rows: Sequence[Any] = [blocks.get(parameter) for parameter in parameters]
+    shared: Sequence[Tensor | None] | None = gradients
+    if all(row is None for row in rows):
+        # No reward reaches this group.
+        rows, shared, weights = [gradients], None, torch.ones(1, device=usable.device)
+    lr = group["lr"]
+    fused_adamw(
+        parameters,
+        rows,
+        weights,
+        shared,
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [state["step"] for state in states],
+        lr=lr if isinstance(lr, Tensor) and lr.device == usable.device else float(lr),
+        beta1=float(group["betas"][0]),
+        beta2=float(group["betas"][1]),
+        eps=group["eps"],
+        weight_decay=group["weight_decay"],
+        # An option that older versions of torch do not have.
+        decoupled=type(base) is AdamW or group.get("decoupled_weight_decay", False),
+        maximize=group["maximize"],
+        scale=scale,
+        usable=usable,
+    )
+
+
+def _state(base: Optimizer, parameter: Tensor) -> dict[str, Any]:
+    """The state of a parameter as the base optimizer keeps it, made on its first step."""
+    state: dict[str, Any] = base.state[parameter]
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    step = torch.as_tensor(state["step"])
+    if step.device != parameter.device or step.dtype != torch.float32:
+        state["step"] = step.to(parameter.device, torch.float32)
+    return state
