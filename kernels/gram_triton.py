@@ -21,7 +21,7 @@ from .tiles_triton import COMPILE, TYPES, at, locate, read, tile
 
 MOST_ROWS = 32
 REGISTER_ROWS = 12  # 78 sums per thread and 4 warps; more would spill for 8-wide vectors
-DOT_COLUMNS = 32
+DOT_COLUMNS = 32  # of fp32, where tl.dot keeps its operands in registers; four times as many on tensor cores
 
 
 @triton.jit
@@ -160,10 +160,8 @@ def gram_triton(
 ) -> Tensor:
     """Launch both passes: [G, K, K]. Everything has been checked by :func:`marble_kernels.gram.gram`."""
     size, device = rows.size, rows.tensors()[0].device
-    dots = size > REGISTER_ROWS
-    unroll = 4 if size <= 2 or dots else 2 if size <= 6 else 1
     # As many programs as fit side by side, by registers (compiled for sm_80 and sm_90).
-    per_processor = next(fit for most, fit in ((2, 12), (5, 6), (8, 4), (10, 3), (MOST_ROWS, 2)) if size <= most)
+    per_processor = next(fit for most, fit in ((2, 12), (5, 6), (8, 4), (10, 3), (12, 2), (MOST_ROWS, 6)) if size <= most)
     key: Hashable = (
         "gram",
         rows.signature(),
@@ -174,7 +172,7 @@ def gram_triton(
         key,
         lambda: gram_segments(rows, metric, groups),
         device,
-        unroll,
+        unrolled(size),
         per_processor * processors(device),
         group_count,
     )
@@ -187,6 +185,11 @@ def gram_triton(
             gram_reduce[(part.numel(),)](partials, launch.ranges, part, launch.programs, size, BLOCK=1024, **COMPILE)
             parts.append(part)
     return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0] if parts else _zeros(group_count, size, device)
+
+
+def unrolled(size: int) -> int:
+    """Vectors per row that a thread reads in one chunk: enough bytes in flight without running out of registers."""
+    return 4 if size <= 2 or size > REGISTER_ROWS else 2 if size <= 6 else 1
 
 
 def first_pass(launch: Launch, partials: Tensor, size: int, weighted: bool) -> None:
@@ -218,7 +221,7 @@ def first_pass_options(
         "KP": padded,
         "HALVES": halves,
         "CHUNK": LANES * vector * unroll,
-        "BLOCK": DOT_COLUMNS,
+        "BLOCK": 4 * DOT_COLUMNS if halves else DOT_COLUMNS,
     }
 
 

@@ -28,7 +28,6 @@ def _gram(device: str, count: int, dtype: torch.dtype, shift: int = 0, shapes: t
     assert found.dtype == FP32
     assert torch.equal(found, found.mT)
     assert gram_error(found, flat(rows)) < ROUNDING
-    assert torch.equal(found, gram(rows, impl="triton")), "not reproducible"
     assert guarded.intact()
 
 
@@ -38,7 +37,7 @@ def gram_every_k_in_registers(device: str) -> None:
 
 
 def gram_large_k(device: str) -> None:
-    for count in (13, 16, 17, 23, 31, 32):
+    for count in (13, 16, 17, 31, 32):
         _gram(device, count, FP32, shapes=((77,),) if count > 17 else ((131,), (64,)))
 
 
@@ -55,7 +54,10 @@ def gram_misaligned(device: str) -> None:
 
 
 def gram_over_several_tasks(device: str) -> None:
-    _gram(device, 2, FP32, shapes=((9001,), (2048 * 3,)))
+    shapes = ((9001,), (2048 * 3,))
+    _gram(device, 2, FP32, shapes=shapes)
+    rows = [block.to(device) for block in blocks(2, shapes, _random(), FP32)]
+    assert torch.equal(gram(rows, impl="triton"), gram(rows, impl="triton")), "not reproducible"
 
 
 def gram_forms_agree(device: str) -> None:
@@ -215,7 +217,8 @@ def _adamw(device: str, turns: int, shapes: tuple, *, decoupled: bool = True, ma
     for turn in range(turns):
         rows = [guarded.block(block, shift) for block in blocks(count, shapes, random, dtype)]
         shared: list[Tensor | None] = [guarded(block[0]) for block in blocks(1, shapes, random, BF16)]
-        shared[0] = None
+        if len(shapes) > 1:
+            shared[0] = None
         weights = torch.rand(count, generator=random).to(device)
         gradients = combine(rows, weights, shared, scale, impl="torch")
         for param, gradient in zip(reference, gradients, strict=True):
@@ -237,7 +240,8 @@ def _adamw(device: str, turns: int, shapes: tuple, *, decoupled: bool = True, ma
 
 
 def adamw_hundred_steps(device: str) -> None:
-    _adamw(device, 100, ((5, 7), (64,)))
+    _adamw(device, 100, ((5, 13),))
+    _adamw(device, 3, SHAPES)
 
 
 def adam_with_l2(device: str) -> None:
