@@ -148,9 +148,7 @@ def adamw_triton(
     def segments() -> list[Segment]:
         found = []
         absent = next(d for index in range(len(params)) if (d := rows.row_dtype(index)) is not None)
-        for index, (param, first, second, step) in enumerate(
-            zip(params, exp_avgs, exp_avg_sqs, steps, strict=True)
-        ):
+        for index, (param, first, second, step) in enumerate(zip(params, exp_avgs, exp_avg_sqs, steps, strict=True)):
             if rows.shapes[index] is None:
                 continue
             row, last = rows.row_dtype(index) or absent, None if rows.shared is None else rows.shared[index]

@@ -134,7 +134,9 @@ class Rows:
     def _segment(self, index: int) -> list[Tensor]:
         column = self.columns[index]
         members = [column] if column is None or isinstance(column, Tensor) else list(column)
-        return [tensor for tensor in (*members, None if self.shared is None else self.shared[index]) if tensor is not None]
+        return [
+            tensor for tensor in (*members, None if self.shared is None else self.shared[index]) if tensor is not None
+        ]
 
     def _shape(self, index: int) -> tuple[int, ...] | None:
         column = self.columns[index]

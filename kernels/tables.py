@@ -218,6 +218,5 @@ def _upload(parts: list[Tensor], device: torch.device) -> list[Tensor]:
     # torch keeps the pinned buffer until its copy is done.
     resident = host.to(device, non_blocking=True)
     return [
-        resident[end - part.numel() - part.numel() % 2 :][: part.numel()]
-        for part, end in zip(parts, ends, strict=True)
+        resident[end - part.numel() - part.numel() % 2 :][: part.numel()] for part, end in zip(parts, ends, strict=True)
     ]

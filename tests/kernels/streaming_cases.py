@@ -202,7 +202,9 @@ def combine_with_the_clip_factor(device: str) -> None:
     torch.testing.assert_close(found, reference.grad, rtol=1e-5, atol=1e-7)
 
 
-def _adamw(device: str, turns: int, shapes: tuple, *, decoupled: bool = True, maximize: bool = False, **options) -> None:
+def _adamw(
+    device: str, turns: int, shapes: tuple, *, decoupled: bool = True, maximize: bool = False, **options
+) -> None:
     guarded, random = Guarded(device), _random()
     count, dtype, shift = 3, options.pop("dtype", FP32), options.pop("shift", 0)
     settings = {"lr": 3e-3, "weight_decay": 0.1, "eps": 1e-8} | options
