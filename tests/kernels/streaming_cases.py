@@ -142,7 +142,7 @@ def combine_every_k(device: str) -> None:
         for dtype, shift in ((FP32, 0), (FP32, 1), (BF16, 0)):
             rows = [guarded.block(block, shift) for block in blocks(count, SHAPES[1:3], random, dtype)]
             weights = torch.randn(count, generator=random)
-            out = [guarded(torch.zeros(shape), shift) for shape in SHAPES[1:3]]
+            out = [guarded.written(torch.zeros(shape), shift) for shape in SHAPES[1:3]]
             returned = combine(rows, weights.to(device), out=out, impl="triton")
             assert all(a is b for a, b in zip(returned, out, strict=True))
             found = flat([tensor.unsqueeze(0) for tensor in out])[0]
@@ -164,7 +164,7 @@ def combine_shared_and_scale(device: str) -> None:
     one = combine(rows[2], weights, None, scale, impl="triton")
     torch.testing.assert_close(one, combine(rows[2], weights, None, scale, impl="torch"), rtol=1e-5, atol=1e-6)
     # In place, as an optimizer adds to .grad.
-    into = [guarded(tensor.float()) for tensor in wanted]
+    into = [guarded.written(tensor.float()) for tensor in wanted]
     expected = [scale * 2 * tensor for tensor in into]
     combine(rows, torch.zeros_like(weights), into, scale * 2, out=into, impl="triton")
     for left, right in zip(into, expected, strict=True):
@@ -176,7 +176,7 @@ def combine_into_one_flat_output(device: str) -> None:
     guarded = Guarded(device)
     rows = [guarded.block(block) for block in blocks(2, SHAPES, _random(), FP32)]
     weights = torch.tensor([0.5, -2.0], device=device)
-    out = guarded(torch.zeros(flat(rows).shape[1]))
+    out = guarded.written(torch.zeros(flat(rows).shape[1]))
     assert combine(rows, weights, out=out, impl="triton") is out
     assert combine_error(out, flat(rows), weights) < ROUNDING
     assert guarded.intact()
@@ -209,11 +209,11 @@ def _adamw(
     count, dtype, shift = 3, options.pop("dtype", FP32), options.pop("shift", 0)
     settings = {"lr": 3e-3, "weight_decay": 0.1, "eps": 1e-8} | options
     betas = (settings.pop("beta1", 0.9), settings.pop("beta2", 0.999))
-    params = [guarded(torch.randn(shape, generator=random), shift) for shape in shapes]
+    params = [guarded.written(torch.randn(shape, generator=random), shift) for shape in shapes]
     reference = [torch.nn.Parameter(param.clone()) for param in params]
     kind = torch.optim.AdamW if decoupled else torch.optim.Adam
     base = kind(reference, betas=betas, maximize=maximize, foreach=False, **settings)
-    firsts, seconds = ([guarded(torch.zeros(shape), shift) for shape in shapes] for _ in range(2))
+    firsts, seconds = ([guarded.written(torch.zeros(shape), shift) for shape in shapes] for _ in range(2))
     steps = [torch.zeros((), device=device) for _ in shapes]
     scale = torch.tensor(0.5, device=device)
     for turn in range(turns):

@@ -39,7 +39,7 @@ def test_combine_at_real_sizes(count: int, dtype: torch.dtype) -> None:
     guarded = Guarded("cuda")
     rows = [guarded.block(block) for block in blocks(count, LORA_LIKE, random, dtype)]
     weights = torch.randn(count, generator=random).cuda()
-    out = [guarded(torch.zeros(shape)) for shape in LORA_LIKE]
+    out = [guarded.written(torch.zeros(shape)) for shape in LORA_LIKE]
     combine(rows, weights, out=out, impl="triton")
     assert combine_error(flat([tensor.unsqueeze(0) for tensor in out])[0], flat(rows), weights) < 2e-6
     assert guarded.intact()
