@@ -108,8 +108,10 @@ def clip_scale(gram: Tensor, coefficients: Tensor, max_norm: float) -> Tensor:
     """
     size = coefficients.shape[0] if coefficients.dim() == 1 else -1
     if gram.shape not in ((size, size), (size + 1, size + 1)):
-        raise ValueError(f"gram {list(gram.shape)} must be [K, K] or [K + 1, K + 1] for coefficients [K], got "
-                         f"{list(coefficients.shape)}")
+        raise ValueError(
+            f"gram {list(gram.shape)} must be [K, K] or [K + 1, K + 1] for coefficients [K], got "
+            f"{list(coefficients.shape)}"
+        )
     if not max_norm > 0:
         raise ValueError(f"max_norm must be positive, got {max_norm}")
     weights = coefficients.to(gram)

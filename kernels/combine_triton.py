@@ -80,7 +80,7 @@ def combine_kernel(  # type: ignore[no-untyped-def]
     for turn in tl.static_range(UNROLL):
         here = tile(LANES, VECTOR) + turn * LANES * VECTOR
         total = combined(row, start, here, left, coefficients, scale, K, SHARED, SCALED, ROW, VECTOR, ALIGNMENT)
-        found = found + (total.to(OUT),)  # noqa: RUF005
+        found = found + (total.to(OUT),)  # type: ignore[assignment]  # noqa: RUF005
     for turn in tl.static_range(UNROLL):
         here = tile(LANES, VECTOR) + turn * LANES * VECTOR
         tl.store(target + here, found[turn], mask=here < left)
@@ -110,7 +110,7 @@ def combine_triton(
             dtypes = (row, row if last is None else last.dtype, dtype if target is None else target.dtype)
             if target is not None:
                 addresses = (*addresses, target.data_ptr())
-            found.append(Segment(addresses, size, dtypes, offset=starts[index], index=index))
+            found.append(Segment(addresses, size, dtypes, offset=starts[index], parameter=index))
         return found
 
     key = ("combine", rows.signature(), None if outputs is None else signature(outputs))

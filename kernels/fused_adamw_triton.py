@@ -115,7 +115,7 @@ def adamw_update(  # type: ignore[no-untyped-def]
         first = tl.where(new1 < 0.5, first + new1 * change, gradient - beta1 * change)
         second = second * beta2 + new2 * gradient * gradient
         param -= rate * (first / (tl.sqrt(second) * root + eps))
-        found = found + ((first.to(STATE), second.to(STATE), param.to(PARAM)),)  # noqa: RUF005
+        found = found + ((first.to(STATE), second.to(STATE), param.to(PARAM)),)  # type: ignore[assignment]  # noqa: RUF005
     for turn in tl.static_range(UNROLL):
         here = tile(LANES, VECTOR) + turn * LANES * VECTOR
         inside = here < left
@@ -148,23 +148,21 @@ def adamw_triton(
     def segments() -> list[Segment]:
         found = []
         absent = next(d for index in range(len(params)) if (d := rows.row_dtype(index)) is not None)
-        for index, (param, first, second, step) in enumerate(
-            zip(params, exp_avgs, exp_avg_sqs, steps, strict=True)
-        ):
+        for index, (param, first, second, step) in enumerate(zip(params, exp_avgs, exp_avg_sqs, steps, strict=True)):
             if rows.shapes[index] is None:
                 continue
             row, last = rows.row_dtype(index) or absent, None if rows.shared is None else rows.shared[index]
             dtypes = (row, row if last is None else last.dtype, param.dtype, first.dtype)
             addresses = (*rows.addresses(index), param.data_ptr(), first.data_ptr(), second.data_ptr())
-            found.append(Segment(addresses, param.numel(), dtypes, index=index, numbers=(step.data_ptr(),)))
+            found.append(Segment(addresses, param.numel(), dtypes, parameter=index, numbers=(step.data_ptr(),)))
         return found
 
     key: Hashable = ("adamw", rows.signature(), *map(signature, (params, exp_avgs, exp_avg_sqs, steps)))
     flag = None if usable is None else usable.view(torch.uint8) if usable.dtype == torch.bool else usable
     with on(device):
         for launch in launches(key, segments, device, combine_unroll(rows.count), 1):
-            numbers = torch.empty(len(launch.indices), 3, device=device)
-            adamw_prepare[(-(-len(launch.indices) // BLOCK),)](
+            numbers = torch.empty(len(launch.parameters), 3, device=device)
+            adamw_prepare[(-(-len(launch.parameters) // BLOCK),)](
                 launch.addresses,
                 numbers,
                 numbers if flag is None else flag,
@@ -173,7 +171,7 @@ def adamw_triton(
                 float(weight_decay),
                 _log(beta1),
                 _log(beta2),
-                len(launch.indices),
+                len(launch.parameters),
                 **prepare_options(rows.size + 4, flag is not None, isinstance(lr, Tensor)),
             )
             adamw_update[(launch.work,)](

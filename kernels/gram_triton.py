@@ -17,11 +17,11 @@ from torch import Tensor
 from .dispatch import interpreting
 from .segments import Rows
 from .tables import LANES, Launch, Segment, launches, on, processors, signature
-from .tiles_triton import COMPILE, TYPES, at, locate, read, tile
+from .tiles_triton import COMPILE, TYPES, locate, read, tile
 
 MOST_ROWS = 32
 REGISTER_ROWS = 12  # 78 sums per thread and 4 warps; more would spill for 8-wide vectors
-DOT_COLUMNS = 32
+DOT_COLUMNS = 32  # of fp32, where tl.dot keeps its operands in registers; four times as many on tensor cores
 
 
 @triton.jit
@@ -31,7 +31,7 @@ def add_products(sums, values, weight, K: tl.constexpr, METRIC: tl.constexpr):  
     for j in tl.static_range(K):
         left = values[j] * weight if METRIC else values[j]
         for k in tl.static_range(j + 1):
-            found = found + (sums[j * (j + 1) // 2 + k] + tl.sum(left * values[k], axis=1),)  # noqa: RUF005
+            found = found + (sums[j * (j + 1) // 2 + k] + tl.sum(left * values[k], axis=1),)  # type: ignore[assignment]  # noqa: RUF005
     return found
 
 
@@ -58,7 +58,7 @@ def gram_registers(  # type: ignore[no-untyped-def]
     offsets = tile(LANES, VECTOR)
     sums = ()
     for _ in tl.static_range(K * (K + 1) // 2):
-        sums = sums + (tl.zeros([LANES], tl.float32),)  # noqa: RUF005
+        sums = sums + (tl.zeros([LANES], tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
     for chunk in tl.range(tl.load(tasks + 3 * task), tl.load(tasks + 3 * task + 1), tl.load(tasks + 3 * task + 2)):
         segment, start, left = locate(chunks, sizes, chunk, LANES * VECTOR * UNROLL, VECTOR)
         row = addresses + segment * COLUMNS
@@ -67,7 +67,7 @@ def gram_registers(  # type: ignore[no-untyped-def]
             values = ()
             for k in tl.static_range(K):
                 value = read(tl.load(row + k), start, here, left, LAST if k == K - 1 else ROW, VECTOR, ALIGNMENT)
-                values = values + (value,)  # noqa: RUF005
+                values = values + (value,)  # type: ignore[assignment]  # noqa: RUF005
             weight = 1.0
             if METRIC is not None:
                 weight = read(tl.load(row + K), start, here, left, METRIC, VECTOR, ALIGNMENT)
@@ -147,23 +147,21 @@ def gram_segments(rows: Rows, metric: Sequence[Tensor] | None, groups: Sequence[
             continue
         row = rows.row_dtype(index) or absent
         last = None if rows.shared is None else rows.shared[index]
-        dtypes, addresses = (row, row if last is None else last.dtype), rows.addresses(index)
-        if metric is not None:
-            dtypes, addresses = (*dtypes, metric[index].dtype), (*addresses, metric[index].data_ptr())
+        weights = [] if metric is None else [metric[index]]
+        dtypes = (row, row if last is None else last.dtype, *(weight.dtype for weight in weights))
+        addresses = (*rows.addresses(index), *(weight.data_ptr() for weight in weights))
         size = torch.Size(shape).numel()
-        found.append(Segment(addresses, size, dtypes, group=groups[index] if groups else 0, index=index))
+        found.append(Segment(addresses, size, dtypes, group=groups[index] if groups else 0, parameter=index))
     return found
 
 
-def gram_triton(
-    rows: Rows, metric: Sequence[Tensor] | None, groups: Sequence[int] | None, group_count: int
-) -> Tensor:
+def gram_triton(rows: Rows, metric: Sequence[Tensor] | None, groups: Sequence[int] | None, group_count: int) -> Tensor:
     """Launch both passes: [G, K, K]. Everything has been checked by :func:`marble_kernels.gram.gram`."""
     size, device = rows.size, rows.tensors()[0].device
-    dots = size > REGISTER_ROWS
-    unroll = 4 if size <= 2 or dots else 2 if size <= 6 else 1
     # As many programs as fit side by side, by registers (compiled for sm_80 and sm_90).
-    per_processor = next(fit for most, fit in ((2, 12), (5, 6), (8, 4), (10, 3), (MOST_ROWS, 2)) if size <= most)
+    per_processor = next(
+        fit for most, fit in ((2, 12), (5, 5), (8, 4), (10, 3), (12, 2), (MOST_ROWS, 6)) if size <= most
+    )
     key: Hashable = (
         "gram",
         rows.signature(),
@@ -174,7 +172,7 @@ def gram_triton(
         key,
         lambda: gram_segments(rows, metric, groups),
         device,
-        unroll,
+        unrolled(size),
         per_processor * processors(device),
         group_count,
     )
@@ -187,6 +185,11 @@ def gram_triton(
             gram_reduce[(part.numel(),)](partials, launch.ranges, part, launch.programs, size, BLOCK=1024, **COMPILE)
             parts.append(part)
     return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0] if parts else _zeros(group_count, size, device)
+
+
+def unrolled(size: int) -> int:
+    """Vectors per row that a thread reads in one chunk: enough bytes in flight without running out of registers."""
+    return 4 if size <= 2 or size > REGISTER_ROWS else 2 if size <= 6 else 1
 
 
 def first_pass(launch: Launch, partials: Tensor, size: int, weighted: bool) -> None:
@@ -218,7 +221,7 @@ def first_pass_options(
         "KP": padded,
         "HALVES": halves,
         "CHUNK": LANES * vector * unroll,
-        "BLOCK": DOT_COLUMNS,
+        "BLOCK": 4 * DOT_COLUMNS if halves else DOT_COLUMNS,
     }
 
 

@@ -134,7 +134,9 @@ class Rows:
     def _segment(self, index: int) -> list[Tensor]:
         column = self.columns[index]
         members = [column] if column is None or isinstance(column, Tensor) else list(column)
-        return [tensor for tensor in (*members, None if self.shared is None else self.shared[index]) if tensor is not None]
+        return [
+            tensor for tensor in (*members, None if self.shared is None else self.shared[index]) if tensor is not None
+        ]
 
     def _shape(self, index: int) -> tuple[int, ...] | None:
         column = self.columns[index]
@@ -167,7 +169,7 @@ def _lists(rows: RowsLike) -> tuple[int, list[Tensor | tuple[Tensor | None, ...]
 def _shared(shared: SharedLike, segments: int, flat: bool) -> list[Tensor | None] | None:
     if shared is None:
         return None
-    found = [shared] if isinstance(shared, Tensor) else list(shared)
+    found: list[Tensor | None] = [shared] if isinstance(shared, Tensor) else list(shared)
     if isinstance(shared, Tensor) is not flat or len(found) != segments:
         wanted = "one tensor [P]" if flat else f"a tensor or None for each of the {segments} parameters"
         raise ValueError(f"shared must be {wanted}, as rows is; got {type(shared).__name__} of {len(found)}")

@@ -33,7 +33,7 @@ _captured: "dict[Hashable, Plan]" = {}
 
 
 class Segment(NamedTuple):
-    """One segment. ``dtypes``: of the rows, then whatever else the launch distinguishes; ``index``: the caller's;
+    """One segment. ``dtypes``: of the rows, then whatever else the launch distinguishes; ``parameter``: the caller's;
     ``numbers``: addresses of single numbers, further columns whose alignment does not matter."""
 
     addresses: tuple[int, ...]
@@ -41,7 +41,7 @@ class Segment(NamedTuple):
     dtypes: tuple[torch.dtype, ...]
     offset: int = 0
     group: int = 0
-    index: int = 0
+    parameter: int = 0
     numbers: tuple[int, ...] = ()
 
 
@@ -50,22 +50,17 @@ class Launch:
     """Tables of one launch, and what is known of all its segments at compile time."""
 
     dtypes: tuple[torch.dtype, ...]
-    indices: list[int]
+    parameters: list[int]
     vector: int
     unroll: int
+    work: int
+    programs: int
     addresses: Tensor
     sizes: Tensor
     offsets: Tensor
     chunks: Tensor
     tasks: Tensor
     ranges: Tensor
-    work: int
-    programs: int
-
-    @property
-    def alignment(self) -> int:
-        """Bytes that every address and chunk is a multiple of, as far as vectorising is concerned."""
-        return VECTOR_BYTES if self.vector > 1 else 1
 
 
 @dataclass(frozen=True)
@@ -193,8 +188,8 @@ def _launch(part: tuple[bool, list[Segment]], device: torch.device, unroll: int,
         device,
     )
     vector, turns = (width, unroll) if aligned else (1, unroll * width)
-    indices = [segment.index for segment in found]
-    return Launch(found[0].dtypes, indices, vector, turns, *tables, len(owner), len(tasks))
+    parameters = [segment.parameter for segment in found]
+    return Launch(found[0].dtypes, parameters, vector, turns, len(owner), len(tasks), *tables)
 
 
 def _tasks(per_group: list[int], programs: int) -> tuple[list[tuple[int, int, int]], list[int]]:
@@ -218,6 +213,5 @@ def _upload(parts: list[Tensor], device: torch.device) -> list[Tensor]:
     # torch keeps the pinned buffer until its copy is done.
     resident = host.to(device, non_blocking=True)
     return [
-        resident[end - part.numel() - part.numel() % 2 :][: part.numel()]
-        for part, end in zip(parts, ends, strict=True)
+        resident[end - part.numel() - part.numel() % 2 :][: part.numel()] for part, end in zip(parts, ends, strict=True)
     ]

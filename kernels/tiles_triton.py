@@ -40,7 +40,7 @@ def at(address, start, DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr):  # type: i
 
 @triton.jit
 def kept(left, used, VECTOR: tl.constexpr):  # type: ignore[no-untyped-def]
-    """``left`` where ``used``, else 0: a mask that leaves a row out. (The interpreter cannot combine it with another.)"""
+    """``left`` where ``used``, else 0: leaves a row out. (The interpreter cannot combine masks with ``&``.)"""
     return tl.multiple_of(tl.where(used, left, 0), VECTOR)
 
 

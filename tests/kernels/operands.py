@@ -1,25 +1,34 @@
-"""Operands for kernel tests: tensors between guard bands of NaN, and fp64 oracles by brute force."""
+"""Operands for kernel tests: tensors between guard bands, and fp64 oracles by brute force."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-BAND = 64  # elements of NaN on either side
+BAND = 64  # elements of a band
+MARK = -512.0  # what lies around outputs: from NaN inputs a kernel would write NaN over NaN unseen
 
 
 class Guarded:
-    """Makes tensors that lie between bands of NaN: a read past an end shows in the result, a write in the band."""
+    """Makes tensors that lie between bands: a read past an end shows in the result, as NaN, a write in the band."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
         self.bands: list[Tensor] = []
+        self.marks: list[Tensor] = []
 
     def __call__(self, value: Tensor, shift: int = 0) -> Tensor:
-        """A copy of ``value``, ``shift`` elements off the allocator's alignment."""
-        buffer = torch.full((value.numel() + 2 * BAND + shift,), torch.nan, dtype=value.dtype, device=self.device)
+        """A copy of ``value`` between bands of NaN, ``shift`` elements off the allocator's alignment."""
+        return self._copy(value, shift, torch.nan, self.bands)
+
+    def written(self, value: Tensor, shift: int = 0) -> Tensor:
+        """A copy between bands of marks, for what a kernel writes to."""
+        return self._copy(value, shift, MARK, self.marks)
+
+    def _copy(self, value: Tensor, shift: int, fill: float, bands: list[Tensor]) -> Tensor:
+        buffer = torch.full((value.numel() + 2 * BAND + shift,), fill, dtype=value.dtype, device=self.device)
         start = BAND + shift
-        self.bands += [buffer[:start], buffer[start + value.numel() :]]
+        bands += [buffer[:start], buffer[start + value.numel() :]]
         return buffer[start : start + value.numel()].view(value.shape).copy_(value)
 
     def block(self, value: Tensor, shift: int = 0) -> Tensor:
@@ -36,7 +45,8 @@ class Guarded:
 
     def intact(self) -> bool:
         """Whether every band is as it was."""
-        return all(bool(band.isnan().all()) for band in self.bands)
+        marked = all(bool((band == MARK).all()) for band in self.marks)
+        return marked and all(bool(band.isnan().all()) for band in self.bands)
 
 
 def blocks(count: int, shapes: Sequence[Sequence[int]], random: torch.Generator, dtype: torch.dtype) -> list[Tensor]:

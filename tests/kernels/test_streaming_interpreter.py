@@ -1,4 +1,4 @@
-"""The streaming kernels in Triton's interpreter, against fp64, the twin and torch.optim; guard bands around everything."""
+"""The streaming kernels in Triton's interpreter, against fp64, the twin and torch.optim, between guard bands."""
 
 import json
 import os
