@@ -6,7 +6,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -27,14 +29,19 @@ def facts(benchmark: str, settings: dict) -> dict:
         "seed": 0,
         "settings": settings,
         "hardware": hardware(),
-        "versions": {
-            "marble_opt": marble_opt.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "commit": commit(),
         "date": date.today().isoformat(),
     }
+
+
+def versions(packages: Sequence[str] = ("torch",)) -> dict[str, str]:
+    """Versions of Python, of ours, and of those ``packages`` that are installed."""
+    found = {"marble_opt": marble_opt.__version__, "python": platform.python_version()}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def seconds(work: Callable[[], object], device: str = "cpu") -> float:

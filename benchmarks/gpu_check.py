@@ -1,0 +1,62 @@
+"""Everything that needs a GPU, in one command: the GPU tests, the kernels' benchmark, the step at SD3.5 Medium's size.
+
+    python benchmarks/gpu_check.py                    about 20 minutes on one H200
+    python benchmarks/gpu_check.py --quick            tests and kernels only
+
+Each part runs in a process of its own and its output is kept in results/gpu_check/; the exit status is that of the
+tests. Rows go to results/kernels.jsonl and results/step_cost.jsonl, and a table of all parts is printed last.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+LOGS = HERE / "results" / "gpu_check"
+
+PARTS = {
+    "GPU tests": ["-m", "pytest", "tests/kernels", "-q", "-k", "gpu", "-rs"],
+    "all other tests of the kernels": ["-m", "pytest", "tests/kernels", "-q", "-k", "not gpu"],
+    "kernels": ["benchmarks/kernels.py", "--device", "cuda"],
+    "step cost, SD3.5 Medium": ["benchmarks/step_cost.py", "--model", "sd35", "--device", "cuda", "--rounds", "3"],
+    "step cost, checkpointing": [
+        *("benchmarks/step_cost.py", "--model", "sd35", "--device", "cuda", "--rounds", "3"),
+        *("--checkpointing", "--rewards", "5"),
+    ],
+    "parts of a micro-step": ["benchmarks/step_cost_parts.py", "--model", "sd35", "--device", "cuda"],
+}
+QUICK = ("GPU tests", "all other tests of the kernels", "kernels")
+
+
+def run(name: str, command: list[str]) -> tuple[int, float, str]:
+    """Run one part; exit status, seconds, and the tail of its output."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, *command], cwd=HERE.parent, capture_output=True, text=True, check=False)
+    output = done.stdout + done.stderr
+    LOGS.mkdir(parents=True, exist_ok=True)
+    (LOGS / f"{name.replace(' ', '_').replace(',', '')}.txt").write_text(output, encoding="utf-8")
+    print(f"== {name}\n{output}", flush=True)
+    return done.returncode, time.perf_counter() - start, (output.strip().splitlines() or [""])[-1]
+
+
+def main() -> None:
+    """Run all parts and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="tests and kernels only")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("no CUDA device is available to torch: these checks need one (install a CUDA build of torch)")
+    names = QUICK if arguments.quick else tuple(PARTS)
+    results = {name: run(name, PARTS[name]) for name in names}
+    print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    for name, (status, seconds, last) in results.items():
+        print(f"{name:<32} {'passed' if status == 0 else f'FAILED ({status})':<12} {seconds:7.1f} s   {last[:100]}")
+    sys.exit(max(status != 0 for status, _, _ in results.values()))
+
+
+if __name__ == "__main__":
+    main()
