@@ -157,7 +157,7 @@ def gram_segments(rows: Rows, metric: Sequence[Tensor] | None, groups: Sequence[
 
 def gram_triton(rows: Rows, metric: Sequence[Tensor] | None, groups: Sequence[int] | None, group_count: int) -> Tensor:
     """Launch both passes: [G, K, K]. Everything has been checked by :func:`marble_kernels.gram.gram`."""
-    size, device = rows.size, rows.tensors()[0].device
+    size, device = rows.size, rows.device
     # As many programs as fit side by side, by registers (compiled for sm_80 and sm_90).
     per_processor = next(
         fit for most, fit in ((2, 12), (5, 5), (8, 4), (10, 3), (12, 2), (MOST_ROWS, 6)) if size <= most

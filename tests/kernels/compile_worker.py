@@ -91,7 +91,7 @@ def _cases() -> list[tuple[str, object, dict]]:
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     for label, dtype in dtypes.items():
         width = 16 // dtype.itemsize
-        for count in (2, 5, 10, 12, 16, 32):
+        for count in (5, 10, 12, 16, 32):
             plan = gram_triton.first_pass_options((dtype, dtype), width, gram_triton.unrolled(count), count, False)
             found.append((f"gram {label} {count}", *plan))
         odd = gram_triton.first_pass_options((dtype,) * 3, 1, width * gram_triton.unrolled(5), 5, True)
