@@ -35,7 +35,7 @@ def add_products(sums, values, weight, K: tl.constexpr, METRIC: tl.constexpr):  
     return found
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def gram_registers(  # type: ignore[no-untyped-def]
     addresses,
     sizes,
@@ -76,7 +76,7 @@ def gram_registers(  # type: ignore[no-untyped-def]
         tl.store(partials + pair * count + task, tl.sum(sums[pair], axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def gram_dot(  # type: ignore[no-untyped-def]
     addresses,
     sizes,
@@ -123,7 +123,7 @@ def gram_dot(  # type: ignore[no-untyped-def]
     tl.store(partials + pair * count + task, total, mask=(k <= j) & (j < K))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def gram_reduce(partials, ranges, result, count, K: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Second pass: entry (g, j, k) of result [G, K, K]."""
     entry = tl.program_id(0).to(tl.int64)
