@@ -200,7 +200,7 @@ def _blocks(rows: RowsLike) -> tuple[int, list[Tensor | tuple[Tensor | None, ...
 
 def _lists(rows: RowsLike) -> tuple[int, list[Tensor | tuple[Tensor | None, ...] | None]]:
     lists = [tuple(item) for item in rows if item is not None]
-    if not lists or len(lists) != len(rows):
+    if len(lists) != len(rows) or not any(isinstance(tensor, Tensor) for item in lists for tensor in item):
         raise ValueError("rows holds no tensor, so K is unknown: give [K, P], blocks [K, *shape] or K lists of tensors")
     lengths = {len(item) for item in lists}
     if len(lengths) != 1:

@@ -17,7 +17,7 @@ warnings.simplefilter("ignore")
 
 import torch  # noqa: E402
 import triton  # noqa: E402
-from marble_kernels import combine_triton, fused_adamw_triton, gram_triton  # noqa: E402
+from marble_kernels import combine_triton, fused_adamw_triton, gram_passes_triton, gram_triton  # noqa: E402
 from marble_kernels.tables import LANES  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.backends.nvidia import compiler as nvidia  # noqa: E402
@@ -105,7 +105,7 @@ def _cases() -> list[tuple[str, object, dict]]:
             options = fused_adamw_triton.update_options((dtype,) * 4, width, unroll, rows)
             given = {"SCALED": True, "USABLE": True, "DECOUPLED": True, "MAXIMIZE": False}
             found.append((f"adamw {label} {count}", fused_adamw_triton.adamw_update, options | given))
-    found.append(("reduce", gram_triton.gram_reduce, {"K": 5, "BLOCK": 1024, **gram_triton.COMPILE}))
+    found.append(("reduce", gram_passes_triton.gram_reduce, {"K": 5, "BLOCK": 1024, **gram_triton.COMPILE}))
     prepare = fused_adamw_triton.prepare_options(10, usable=True, lr_tensor=True)
     found.append(("prepare", fused_adamw_triton.adamw_prepare, prepare))
     return found
