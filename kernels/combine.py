@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from .dispatch import use_triton
 from .segments import KERNEL_DTYPES, Rows, RowsLike, SharedLike
+from .tables import signature
 
 
 @torch.no_grad()
@@ -40,22 +42,21 @@ def combine(
         RuntimeError: ``impl="triton"`` where the kernel cannot run, with the reason; a graph capture of a new call.
     """
     view = Rows(rows, shared)
-    outputs = _outputs(out, view)
-    tensors = view.tensors()
+    given = [out] if isinstance(out, Tensor) else out
+    limit = view.check(
+        ("combine", out is None, isinstance(out, Tensor), signature(given or ())), lambda: _limit(view, out)
+    )
     weights = checked_coefficients(coefficients, view)
     factor = None if scale is None else scalar("scale", scale, weights)
-    found = [tensor for tensor in outputs or () if tensor is not None]
-    devices = {tensor.device for tensor in (*tensors, *found)}
-    if len(devices) != 1:
-        raise ValueError(f"rows and out must be on one device, got {sorted(map(str, devices))}")
-    if use_triton(impl, [tensors[0]], view.limit() or _limit(found)):
+    outputs = _split(out, view) if isinstance(out, Tensor) else None if out is None else list(out)
+    if use_triton(impl, [weights], limit):
         from .combine_triton import combine_triton
 
         result = combine_triton(view, weights, factor, outputs)
     else:
         result = combine_torch(view, weights, factor, outputs)
     if out is None:
-        return result if not view.flat else result[0] if result[0] is not None else tensors[0].new_zeros(0)
+        return result if not view.flat else cast(Tensor, result[0])
     return out if isinstance(out, Tensor) else result
 
 
@@ -76,8 +77,7 @@ def combine_torch(
 
 def combined_segment(rows: Rows, index: int, coefficients: Tensor, scale: Tensor | None) -> Tensor:
     """d of one segment, flat."""
-    wide = any(tensor.dtype == torch.float64 for tensor in rows.tensors())
-    dtype = torch.float64 if wide else torch.float32
+    dtype = torch.float64 if rows.wide else torch.float32
     matrix = rows.matrix(index, dtype)
     assert matrix is not None
     weights = coefficients.to(dtype)
@@ -127,11 +127,10 @@ def checked_coefficients(coefficients: Tensor, rows: Rows) -> Tensor:
     """``coefficients`` as the kernels read them: contiguous fp32 (fp64 stays), on the rows' device."""
     if coefficients.shape != (rows.count,):
         raise ValueError(f"coefficients must be [{rows.count}], one per row, got {list(coefficients.shape)}")
-    device = rows.tensors()[0].device
+    device = rows.device
     if coefficients.device != device:
         raise ValueError(f"coefficients are on {coefficients.device}, the rows on {device}")
-    wide = any(tensor.dtype == torch.float64 for tensor in rows.tensors())
-    return coefficients.detach().to(torch.float64 if wide else torch.float32).contiguous()
+    return coefficients.detach().to(torch.float64 if rows.wide else torch.float32).contiguous()
 
 
 def scalar(name: str, value: Tensor, beside: Tensor) -> Tensor:
@@ -143,27 +142,29 @@ def scalar(name: str, value: Tensor, beside: Tensor) -> Tensor:
     return value.detach().to(beside.dtype).reshape(())
 
 
-def _outputs(out: Tensor | Sequence[Tensor | None] | None, rows: Rows) -> list[Tensor | None] | None:
-    if out is None:
-        return None
-    sizes = [0 if shape is None else math.prod(shape) for shape in rows.shapes]
+def _limit(rows: Rows, out: Tensor | Sequence[Tensor | None] | None) -> str | None:
+    """Check ``out``; why the kernel cannot write there, or ``None``."""
     if isinstance(out, Tensor):
-        if out.dim() != 1 or out.numel() != sum(sizes) or not out.is_contiguous():
-            raise ValueError(f"out must be contiguous [{sum(sizes)}], got shape {list(out.shape)}")
-        parts = out.split(sizes)
-        pairs = zip(parts, rows.shapes, strict=True)
-        return [None if shape is None else part.view(shape) for part, shape in pairs]
-    found = list(out)
-    if len(found) != len(sizes):
-        raise ValueError(f"out has {len(found)} tensors, the rows have {len(sizes)} parameters")
-    for index, (tensor, shape) in enumerate(zip(found, rows.shapes, strict=True)):
+        length = sum(0 if shape is None else math.prod(shape) for shape in rows.shapes)
+        if out.dim() != 1 or out.numel() != length or not out.is_contiguous():
+            raise ValueError(f"out must be contiguous [{length}], got shape {list(out.shape)}")
+    elif out is not None and len(out) != len(rows.shapes):
+        raise ValueError(f"out has {len(out)} tensors, the rows have {len(rows.shapes)} parameters")
+    outputs = _split(out, rows) if isinstance(out, Tensor) else [] if out is None else list(out)
+    found = [tensor for tensor in outputs if tensor is not None]
+    devices = {tensor.device for tensor in (*rows.tensors(), *found)}
+    if len(devices) != 1:
+        raise ValueError(f"rows and out must be on one device, got {sorted(map(str, devices))}")
+    for index, (tensor, shape) in enumerate(zip(outputs, rows.shapes, strict=False)):
         if tensor is not None and shape is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"out {index} has shape {list(tensor.shape)}, its gradients {list(shape)}")
-    return found
-
-
-def _limit(outputs: Sequence[Tensor]) -> str | None:
-    for tensor in outputs:
+    for tensor in found:
         if not tensor.is_contiguous() or tensor.dtype not in KERNEL_DTYPES:
             return f"an output is {tensor.dtype} with strides {tensor.stride()}"
     return None
+
+
+def _split(out: Tensor, rows: Rows) -> list[Tensor | None]:
+    parts = out.split([0 if shape is None else math.prod(shape) for shape in rows.shapes])
+    pairs = zip(parts, rows.shapes, strict=True)
+    return [None if shape is None else part.view(shape) for part, shape in pairs]

@@ -90,7 +90,7 @@ def combine_triton(
     rows: Rows, coefficients: Tensor, scale: Tensor | None, outputs: Sequence[Tensor | None] | None
 ) -> list[Tensor | None]:
     """Launch over the outputs, or over views of a new buffer. Checked by :func:`marble_kernels.combine.combine`."""
-    device = rows.tensors()[0].device
+    device = rows.device
     sizes = [0 if shape is None else torch.Size(shape).numel() for shape in rows.shapes]
     starts = [0]
     for size in sizes:

@@ -8,6 +8,7 @@ from torch import Tensor
 from .combine import checked_coefficients, combined_segment, scalar
 from .dispatch import use_triton
 from .segments import KERNEL_DTYPES, Rows, RowsLike, SharedLike
+from .tables import signature
 
 
 @torch.no_grad()
@@ -66,7 +67,8 @@ def fused_adamw(
         RuntimeError: ``impl="triton"`` where the kernel cannot run, with the reason; a graph capture of a new call.
     """
     view = Rows(rows, shared)
-    _check(params, view, exp_avgs, exp_avg_sqs, steps)
+    lists = (params, exp_avgs, exp_avg_sqs, steps)
+    limit = view.check(("adamw", *map(signature, lists)), lambda: _check(view, *lists))
     for name, value in (("beta1", beta1), ("beta2", beta2)):
         if not 0 <= value < 1:
             raise ValueError(f"{name} must be in [0, 1), got {value}")
@@ -75,7 +77,6 @@ def fused_adamw(
     factor = None if scale is None else scalar("scale", scale, weights)
     if usable is not None and (usable.numel() != 1 or usable.device != weights.device):
         raise ValueError(f"usable must hold one number on {weights.device}, got {usable.shape} on {usable.device}")
-    limit = view.limit() or _limit(params, exp_avgs, exp_avg_sqs, steps)
     if use_triton(impl, params[:1], limit):
         from .fused_adamw_triton import adamw_triton as step
     else:
@@ -145,12 +146,12 @@ def adamw_torch(
 
 
 def _check(
-    params: Sequence[Tensor],
     rows: Rows,
+    params: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
     steps: Sequence[Tensor],
-) -> None:
+) -> str | None:
     lengths = {
         "params": len(params),
         "rows": len(rows.columns),
@@ -171,6 +172,7 @@ def _check(
             f"all tensors must be on one device, got {sorted(map(str, devices))}; torch keeps steps on the device with "
             "fused=True or capturable=True"
         )
+    return _limit(params, exp_avgs, exp_avg_sqs, steps)
 
 
 def _limit(

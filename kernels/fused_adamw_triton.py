@@ -21,7 +21,7 @@ from .tiles_triton import COMPILE, TYPES, at, kept, locate, tile
 BLOCK = 128
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def adamw_prepare(  # type: ignore[no-untyped-def]
     addresses,
     numbers,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .dispatch import use_triton
 from .segments import KERNEL_DTYPES, Rows, RowsLike, SharedLike
+from .tables import signature
 
 MetricLike: TypeAlias = Tensor | Sequence[Tensor] | None
 MOST_ROWS = 32
@@ -43,14 +44,10 @@ def gram(
             tensors are new (make it once before).
     """
     view = Rows(rows, shared)
-    tensors = view.tensors()
     weights = _metric(metric, view)
     count = _group_count(groups, len(view.columns), view.flat)
-    devices = {tensor.device for tensor in (*tensors, *(weights or ()))}
-    if len(devices) != 1:
-        raise ValueError(f"rows and metric must be on one device, got {sorted(map(str, devices))}")
-    limit = view.limit() or _limit(view, weights)
-    if use_triton(impl, tensors[:1], limit):
+    limit = view.check(("gram", signature(weights or ())), lambda: _limit(view, weights))
+    if use_triton(impl, view.tensors()[:1], limit):
         from .gram_triton import gram_triton
 
         result = gram_triton(view, weights, groups, count)
@@ -61,9 +58,8 @@ def gram(
 
 def gram_torch(rows: Rows, metric: Sequence[Tensor] | None, groups: Sequence[int] | None, group_count: int) -> Tensor:
     """The twin: one matmul per segment, [G, S, S]."""
-    tensors = rows.tensors()
-    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-    result = torch.zeros(group_count, rows.size, rows.size, dtype=dtype, device=tensors[0].device)
+    dtype = torch.float64 if rows.wide else torch.float32
+    result = torch.zeros(group_count, rows.size, rows.size, dtype=dtype, device=rows.device)
     for index in range(len(rows.columns)):
         matrix = rows.matrix(index, dtype)
         if matrix is None:
@@ -80,9 +76,6 @@ def _metric(metric: MetricLike, rows: Rows) -> list[Tensor] | None:
     if isinstance(metric, Tensor) is not rows.flat or len(found) != len(rows.columns):
         wanted = "one tensor [P]" if rows.flat else f"a tensor for each of the {len(rows.columns)} parameters"
         raise ValueError(f"metric must be {wanted}, as rows is; got {type(metric).__name__} of {len(found)}")
-    for index, (weight, shape) in enumerate(zip(found, rows.shapes, strict=True)):
-        if shape is not None and tuple(weight.shape) != shape:
-            raise ValueError(f"metric {index} has shape {list(weight.shape)}, its gradients {list(shape)}")
     return found
 
 
@@ -97,6 +90,12 @@ def _group_count(groups: Sequence[int] | None, segments: int, flat: bool) -> int
 
 
 def _limit(rows: Rows, metric: Sequence[Tensor] | None) -> str | None:
+    devices = {tensor.device for tensor in (*rows.tensors(), *(metric or ()))}
+    if len(devices) != 1:
+        raise ValueError(f"rows and metric must be on one device, got {sorted(map(str, devices))}")
+    for index, (weight, shape) in enumerate(zip(metric or (), rows.shapes, strict=metric is not None)):
+        if shape is not None and tuple(weight.shape) != shape:
+            raise ValueError(f"metric {index} has shape {list(weight.shape)}, its gradients {list(shape)}")
     if rows.size > MOST_ROWS:
         return f"{rows.size} rows, the kernel takes up to {MOST_ROWS}"
     for index, weight in enumerate(metric or ()):

@@ -8,19 +8,29 @@ they lie, by address, so nothing is stacked or copied.
 """
 
 import math
-from collections.abc import Hashable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from .memo import Memo
 from .tables import signature
 
 Blocks: TypeAlias = Sequence[Tensor | None]
 Lists: TypeAlias = Sequence[Sequence[Tensor | None]]
 RowsLike: TypeAlias = Tensor | Blocks | Lists
 SharedLike: TypeAlias = Tensor | Sequence[Tensor | None] | None
+_facts: Memo["Facts"] = Memo(64)
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Facts(NamedTuple):
+    """What a check of all tensors of a call found. ``limit``: why the kernel cannot run, or ``None``."""
+
+    limit: str | None
+    shapes: list[tuple[int, ...] | None]
+    wide: bool
 
 
 class Rows:
@@ -34,7 +44,8 @@ class Rows:
         count: K, ``shared`` left out.
         columns: per segment its block, or its K tensors.
         shared: per segment, or ``None`` if the rows are all there is.
-        shapes: shape of each parameter; ``None`` where nothing reaches it.
+        shapes: shape of each parameter; ``None`` where nothing reaches it. Known once :meth:`check` was called.
+        wide: whether there is an fp64 row; likewise.
         flat: whether ``rows`` was one tensor [K, P].
 
     Raises:
@@ -53,7 +64,34 @@ class Rows:
         else:
             self.count, self.columns = _lists(rows)
         self.shared = _shared(shared, len(self.columns), self.flat)
-        self.shapes = [self._shape(index) for index in range(len(self.columns))]
+        self.shapes: list[tuple[int, ...] | None] = []
+        self.wide = False
+        self._signature: Hashable = None
+
+    def check(self, key: Hashable, others: Callable[[], str | None]) -> str | None:
+        """Check everything unless the same was checked before; returns why the kernel cannot run, or ``None``.
+
+        Args:
+            key: signatures of all that ``others`` checks.
+            others: checks what belongs to the call besides the rows; the shapes are known by then.
+
+        Raises:
+            ValueError: shapes that do not fit, or what ``others`` raises.
+        """
+
+        def find() -> Facts:
+            self.shapes = [self._shape(index) for index in range(len(self.columns))]
+            self.wide = any(tensor.dtype == torch.float64 for tensor in self.tensors())
+            own, other = self.limit(), others()
+            return Facts(own or other, self.shapes, self.wide)
+
+        limit, self.shapes, self.wide = _facts((key, self.flat, self.signature()), find)
+        return limit
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first tensor; that all are on it is for :meth:`check`."""
+        return next(tensor.device for index in range(len(self.columns)) for tensor in self._segment(index))
 
     @property
     def size(self) -> int:
@@ -112,10 +150,13 @@ class Rows:
 
     def signature(self) -> Hashable:
         """Everything that tables made from these rows depend on."""
+        if self._signature is not None:
+            return self._signature
         tensors: list[Tensor | None] = []
         for column in self.columns:
             tensors.extend(column if isinstance(column, tuple) else (column,))
-        return (self.count, self.shared is not None, signature([*tensors, *(self.shared or ())]))
+        self._signature = (self.count, self.shared is not None, signature([*tensors, *(self.shared or ())]))
+        return self._signature
 
     def limit(self) -> str | None:
         """Why the kernels cannot read these rows, or ``None``."""
@@ -140,6 +181,8 @@ class Rows:
 
     def _shape(self, index: int) -> tuple[int, ...] | None:
         column = self.columns[index]
+        if isinstance(column, Tensor) and (column.dim() == 0 or column.shape[0] != self.count):
+            raise ValueError(f"blocks must have the same K, here {self.count}; block {index} is {list(column.shape)}")
         shapes = {tuple(t.shape[1:]) if t is column else tuple(t.shape) for t in self._segment(index)}
         if len(shapes) > 1:
             raise ValueError(f"parameter {index} has gradients of different shapes: {sorted(shapes)}")
@@ -150,15 +193,14 @@ def _blocks(rows: RowsLike) -> tuple[int, list[Tensor | tuple[Tensor | None, ...
     blocks = [item for item in rows if isinstance(item, Tensor)]
     if any(item is not None and not isinstance(item, Tensor) for item in rows):
         raise ValueError("rows mixes tensors and lists: give blocks [K, *shape], or K lists of tensors")
-    sizes = {block.shape[0] if block.dim() else 0 for block in blocks}
-    if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(f"every block must be [K, *shape] with the same K >= 1, got K = {sorted(sizes)}")
-    return sizes.pop(), [item if isinstance(item, Tensor) else None for item in rows]
+    if blocks[0].dim() == 0 or blocks[0].shape[0] == 0:
+        raise ValueError(f"blocks must be [K, *shape] with K >= 1, got {list(blocks[0].shape)}")
+    return blocks[0].shape[0], [item if isinstance(item, Tensor) else None for item in rows]
 
 
 def _lists(rows: RowsLike) -> tuple[int, list[Tensor | tuple[Tensor | None, ...] | None]]:
     lists = [tuple(item) for item in rows if item is not None]
-    if not lists or len(lists) != len(rows):
+    if len(lists) != len(rows) or not any(isinstance(tensor, Tensor) for item in lists for tensor in item):
         raise ValueError("rows holds no tensor, so K is unknown: give [K, P], blocks [K, *shape] or K lists of tensors")
     lengths = {len(item) for item in lists}
     if len(lengths) != 1:

@@ -15,7 +15,6 @@ holds everything that the tables were made from.
 """
 
 import contextlib
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -24,12 +23,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .memo import Memo
+
 LANES = 128  # threads of a program (4 warps); each holds one 16-byte vector per row at a time
 VECTOR_BYTES = 16
 CACHED = 64  # plans kept; those that a graph was captured with stay for good
-
-_plans: "OrderedDict[Hashable, Plan]" = OrderedDict()
-_captured: "dict[Hashable, Plan]" = {}
 
 
 class Segment(NamedTuple):
@@ -81,6 +79,10 @@ class Plan:
                 launch.addresses.record_stream(stream)
 
 
+_plans: Memo[Plan] = Memo(CACHED)
+_captured: dict[Hashable, Plan] = {}
+
+
 def launches(
     key: Hashable,
     segments: Callable[[], Sequence[Segment]],
@@ -104,18 +106,13 @@ def launches(
     """
     key = (key, device, unroll, programs, groups)
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    plan = _captured.get(key, _plans.get(key))
-    if plan is None:
-        if capturing:
-            raise RuntimeError(
-                "the address tables of these tensors are not on the device yet, and a graph capture cannot upload "
-                "them: run the same call on the same tensors once before the capture"
-            )
-        plan = _plans[key] = _plan(segments(), device, unroll, programs, groups)
-        while len(_plans) > CACHED:
-            _plans.popitem(last=False)
-    elif key in _plans:
-        _plans.move_to_end(key)
+    plan = _captured.get(key) or _plans.get(key)
+    if plan is None and capturing:
+        raise RuntimeError(
+            "the address tables of these tensors are not on the device yet, and a graph capture cannot upload them: "
+            "run the same call on the same tensors once before the capture"
+        )
+    plan = plan or _plans(key, lambda: _plan(segments(), device, unroll, programs, groups))
     if capturing:
         # The graph reads these tables at every replay, so they stay. It began with a synchronised device: no wait.
         _captured[key] = plan
@@ -135,14 +132,14 @@ def on(device: torch.device) -> Any:
 
 
 def signature(tensors: Sequence[Tensor | None]) -> Hashable:
-    """Everything about the tensors that tables depend on. ``map`` over methods, because steps call this."""
+    """All that tables and checks of these tensors depend on (an address tells its device). Called on every step."""
     present = [tensor for tensor in tensors if tensor is not None]
     return (
-        tuple(tensor is None for tensor in tensors),
-        tuple(map(Tensor.data_ptr, present)),
-        tuple(map(Tensor.size, present)),
-        tuple(map(Tensor.stride, present)),
-        tuple(tensor.dtype for tensor in present),
+        tuple([tensor is None for tensor in tensors]),
+        tuple([tensor.data_ptr() for tensor in present]),
+        tuple([tensor.shape for tensor in present]),
+        tuple([tensor.stride() for tensor in present]),
+        tuple([tensor.dtype for tensor in present]),
     )
 
 

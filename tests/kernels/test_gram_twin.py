@@ -94,6 +94,7 @@ def test_metric_and_groups(random: Generator) -> None:
         ({"rows": torch.zeros(3)}, r"\[K, P\]"),
         ({"rows": []}, "K is unknown"),
         ({"rows": [None, None]}, "K is unknown"),
+        ({"rows": [[None], [None]], "shared": [torch.zeros(3)]}, "no tensor"),
         ({"rows": [torch.zeros(2, 3), torch.zeros(3, 3)]}, "same K"),
         ({"rows": [torch.zeros(2, 3), [None]]}, "mixes"),
         ({"rows": [[torch.zeros(3)], []]}, "same parameters"),
