@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .min_norm import check_floor, simplex_vertices, solve_on_simplex
+from marble_kernels.min_norm import min_norm
+
+from .min_norm import check_floor
 
 Weighting = Callable[[Tensor], Tensor]
 
@@ -135,11 +137,8 @@ class BalanceRule:
 
     def _min_norm(self, gram: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         prior = None if self.prior is None else self.prior.to(gram)
-        vertices = simplex_vertices(active, self.floor, prior)
-        point = solve_on_simplex(vertices @ gram @ vertices.mT, active)
-        alpha = point.alpha @ vertices
-        total = alpha.sum()
-        return alpha / torch.where(total > 0, total, 1.0), point.gap
+        point = min_norm(gram, active, self.floor, prior=prior)
+        return point.alpha, point.gap
 
 
 def smooth(old: Tensor, seen: Tensor, new: Tensor, active: Tensor, ema: float) -> tuple[Tensor, Tensor]:
