@@ -49,10 +49,10 @@ def min_norm(
     if use_triton(impl, operands, _limit(gram)):
         from .min_norm_triton import launch_min_norm
 
-        active = torch.ones(gram.shape[:-1], dtype=torch.bool, device=gram.device) if mask is None else mask
         flat = gram.detach().reshape(-1, size, size)
+        rows = None if mask is None else mask.reshape(-1, size)
         weight = None if prior is None else prior.expand(gram.shape[:-1]).reshape(-1, size)
-        alpha, value, gap = launch_min_norm(flat, active.reshape(-1, size), floor, normalize, weight)
+        alpha, value, gap = launch_min_norm(flat, rows, floor, normalize, weight)
         shape = gram.shape[:-2]
         return MinNorm(alpha.reshape(gram.shape[:-1]), value.reshape(shape), gap.reshape(shape))
     return min_norm_torch(gram, mask, floor, normalize, prior)
