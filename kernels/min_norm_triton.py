@@ -9,10 +9,10 @@ The state is a tile T, symmetric, which starts as H and is swept on the rows k o
 
 after which −T_SS = H_SS⁻¹, so that x_S = −T_SS 1, and one step of refinement against G. The first support is all active
 rows, the right one for most conflicting gradients. If that is not certified, Wolfe's method (Mathematical Programming
-11, 1976) starts from the shortest vertex: a row with the smallest slope joins and is swept; rows that block the way from
-the last feasible α to the new one leave, and T is built anew. Its supports are affinely independent, its values fall,
-and every candidate is judged by its gap. A sweep is two reductions of the tile, in both directions at once because T
-is symmetric; no vector ever changes its layout.
+11, 1976) starts from the shortest vertex: a row with the smallest slope joins and is swept; rows that block the way
+from the last feasible α to the new one leave, and T is built anew. Its supports are affinely independent, its values
+fall, and every candidate is judged by its gap. A sweep is two reductions of the tile, one in either direction because T
+is symmetric, so that hardly any vector has to change its layout.
 """
 
 import torch
@@ -27,17 +27,17 @@ _INF = tl.constexpr(float("inf"))
 
 
 @triton.jit
-def _sum_rows(tile):
+def _sum_rows(tile):  # type: ignore[no-untyped-def]
     return tl.sum(tile, axis=1, keep_dims=True)
 
 
 @triton.jit
-def _sum_columns(tile):
+def _sum_columns(tile):  # type: ignore[no-untyped-def]
     return tl.sum(tile, axis=0, keep_dims=True)
 
 
 @triton.jit
-def _sweep(tile, row, column, k, in_row, in_column):
+def _sweep(tile, row, column, k, in_row, in_column):  # type: ignore[no-untyped-def]
     """T swept on row k if that is in the support."""
     at_row, at_column = (row == k) & in_row, (column == k) & in_column
     left = _sum_rows(tl.where(at_column, tile, 0.0))
@@ -53,13 +53,13 @@ def _sweep(tile, row, column, k, in_row, in_column):
 
 
 @triton.jit
-def _ratio(held, new, blocking):
+def _ratio(held, new, blocking):  # type: ignore[no-untyped-def]
     """How far towards ``new`` each blocking weight reaches zero."""
     return tl.where(blocking, held / tl.where(blocking, held - new, 1.0), _INF)
 
 
-@triton.jit
-def _min_norm_kernel(
+@triton.jit  # type: ignore[untyped-decorator]
+def min_norm_kernel(  # type: ignore[no-untyped-def]
     gram_pointer,
     mask_pointer,
     prior_pointer,
@@ -67,13 +67,14 @@ def _min_norm_kernel(
     value_pointer,
     gap_pointer,
     size,
-    floor: "fp64",  # noqa: F821
+    floor: "fp64",  # type: ignore[name-defined]  # noqa: F821
     WIDTH: tl.constexpr,
     MASKED: tl.constexpr,
     FLOORED: tl.constexpr,
     PRIOR: tl.constexpr,
     NORMALIZE: tl.constexpr,
 ):
+    """Transform, solve and transform back problem ``program_id(0)``; contiguous [B, K, K] and [B, K]."""
     problem = tl.program_id(0).to(tl.int64)
     index = tl.arange(0, WIDTH)
     row, column = index[:, None], index[None, :]
@@ -95,7 +96,7 @@ def _min_norm_kernel(
         on_column = on_column & (square_column > 0) & (square_column < _INF)
         gram = gram / tl.sqrt(tl.where(on_row, square_row, 1.0)) / tl.sqrt(tl.where(on_column, square_column, 1.0))
         gram = tl.where(on_row & on_column, gram, 0.0)
-    ones_row, ones_column = on_row.to(tl.float64), on_column.to(tl.float64)
+    ones_row = on_row.to(tl.float64)
     count = tl.sum(tl.sum(ones_row, axis=1), axis=0)
     rest = 1.0 - floor * count
     share = ones_row
@@ -128,7 +129,7 @@ def _min_norm_kernel(
 
 
 @triton.jit
-def _solve(gram, row, column, on_row, on_column, size, count):
+def _solve(gram, row, column, on_row, on_column, size, count):  # type: ignore[no-untyped-def]
     """β [WIDTH, 1] on the simplex of the active rows, its gap and value, for a G of largest diagonal entry 1."""
     start = tl.where(on_row & on_column, gram + 1.0, 0.0) + tl.where(row == column, _RIDGE, 0.0)
     tile = start
@@ -144,19 +145,19 @@ def _solve(gram, row, column, on_row, on_column, size, count):
         for k in range(low, high):
             tile = _sweep(tile, row, column, k, in_row, in_column)
         inverse = tl.where(in_row & in_column, -tile, 0.0)
-        x_row, x_column = _sum_rows(inverse), _sum_columns(inverse)
-        total = tl.sum(tl.sum(x_row, axis=1), axis=0)
-        left_row = tl.where(in_row, 1.0 - total - _sum_rows(gram * x_column), 0.0)
-        left_column = tl.where(in_column, 1.0 - total - _sum_columns(gram * x_row), 0.0)
-        x_row, x_column = x_row + _sum_rows(inverse * left_column), x_column + _sum_columns(inverse * left_row)
-        total = tl.sum(tl.sum(x_row, axis=1), axis=0)
-        new_row, new_column = x_row / total, x_column / total
+        x = _sum_rows(inverse)
+        total = tl.sum(tl.sum(x, axis=1), axis=0)
+        left = tl.where(in_column, 1.0 - total - _sum_columns(gram * x), 0.0)
+        x += _sum_rows(inverse * left)
+        new_row = x / tl.sum(tl.sum(x, axis=1), axis=0)
+        # The same numbers in the other direction: a sum of their own would differ by rounding, and the gap would lie.
+        new_column = _sum_columns(tl.where(row == column, new_row, 0.0))
         lowest = tl.min(tl.min(tl.where(in_row, new_row, _INF), axis=1), axis=0)
-        clipped_row, clipped_column = tl.maximum(new_row, 0.0), tl.maximum(new_column, 0.0)
-        mass = tl.sum(tl.sum(clipped_row, axis=1), axis=0)
-        alpha_row, alpha_column = clipped_row / mass, clipped_column / mass
-        slope = tl.where(on_row, _sum_rows(gram * alpha_column), _INF)
-        value = tl.sum(tl.sum(tl.where(on_row, alpha_row * slope, 0.0), axis=1), axis=0)
+        alpha_row, alpha_column = tl.maximum(new_row, 0.0), tl.maximum(new_column, 0.0)
+        mass = tl.sum(tl.sum(alpha_row, axis=1), axis=0)
+        alpha_row, alpha_column = alpha_row / mass, alpha_column / mass
+        slope = tl.where(on_column, _sum_columns(gram * alpha_row), _INF)
+        value = tl.sum(tl.sum(tl.where(on_column, alpha_column * slope, 0.0), axis=1), axis=0)
         joins = tl.argmin(tl.reshape(slope, (gram.shape[0],)), axis=0)
         gap = value - tl.min(tl.min(slope, axis=1), axis=0)
         better = gap < best_gap
@@ -178,10 +179,9 @@ def _solve(gram, row, column, on_row, on_column, size, count):
             ratio_row = _ratio(held_row, new_row, in_row & (new_row < 0))
             ratio_column = _ratio(held_column, new_column, in_column & (new_column < 0))
             length = tl.min(tl.min(ratio_row, axis=1), axis=0)
-            length_column = tl.min(tl.min(ratio_column, axis=1), axis=0)
             held_row = tl.maximum(held_row + length * (new_row - held_row), 0.0)
             held_column = tl.maximum(held_column + length * (new_column - held_column), 0.0)
-            in_row, in_column = in_row & (ratio_row > length), in_column & (ratio_column > length_column)
+            in_row, in_column = in_row & (ratio_row > length), in_column & (ratio_column > length)
             tile = start
             low, high = 0 * size, size
         rounds += 1
@@ -189,7 +189,16 @@ def _solve(gram, row, column, on_row, on_column, size, count):
     # Nothing usable came of a Gram that is not finite.
     usable = best_gap < _INF
     nan = float("nan")
-    return tl.where(usable, best, nan), tl.where(usable, tl.maximum(best_gap, 0.0), nan), tl.where(usable, best_value, nan)
+    return (
+        tl.where(usable, best, nan),
+        tl.where(usable, tl.maximum(best_gap, 0.0), nan),
+        tl.where(usable, best_value, nan),
+    )
+
+
+def warps(width: int) -> int:
+    """Warps per problem: one as long as the tile fits into its registers."""
+    return 1 if width <= 16 else 4
 
 
 def launch_min_norm(
@@ -201,7 +210,7 @@ def launch_min_norm(
     value, gap = torch.empty(2, count, dtype=torch.float64, device=gram.device)
     if count:
         width = max(8, triton.next_power_of_2(size))
-        _min_norm_kernel[(count,)](
+        min_norm_kernel[(count,)](
             gram.contiguous(),
             gram if mask is None else mask.contiguous(),
             gram if prior is None else prior.contiguous(),
@@ -215,6 +224,6 @@ def launch_min_norm(
             FLOORED=floor > 0,
             PRIOR=prior is not None,
             NORMALIZE=normalize,
-            num_warps=1 if width <= 16 else 4,
+            num_warps=warps(width),
         )
     return alpha, value, gap
