@@ -87,18 +87,14 @@ def _solve_batch(gram: Tensor, active: Tensor, solver: Solver) -> MinNorm:
     return MinNorm(alpha, value * scale, frank_wolfe_gap(slope, value, active) * scale)
 
 
-def solve_ordinary(gram: Tensor) -> tuple[MinNorm, bool] | None:
-    """Solve one problem [K, K] on a CPU, fp64, all rows active, by :func:`one_problem.solve_one`.
-
-    Returns:
-        The solution and whether G is known to be positive semidefinite; ``None`` if another method is needed.
-    """
+def solve_ordinary(gram: Tensor) -> MinNorm | None:
+    """One problem [K, K] on a CPU, fp64, all rows active, by :func:`one_problem.solve_one`: ``None`` as there."""
     found = solve_one(gram.numpy())
     if found is None:
         return None
-    alpha, value, gap, definite = found
+    alpha, value, gap = found
     # The shortest way to tensors: torch.tensor takes three times as long.
-    return MinNorm(*map(torch.from_numpy, (alpha, np.array(value), np.array(gap)))), definite
+    return MinNorm(*map(torch.from_numpy, (alpha, np.array(value), np.array(gap))))
 
 
 def _solve_alone(gram: Tensor, active: Tensor) -> MinNorm | None:
@@ -109,7 +105,7 @@ def _solve_alone(gram: Tensor, active: Tensor) -> MinNorm | None:
     found = solve_ordinary(gram[0] if len(rows) == active.shape[-1] else gram[0][rows][:, rows])
     if found is None:
         return None
-    alpha, value, gap = found[0]
+    alpha, value, gap = found
     return MinNorm(torch.zeros_like(gram[:, 0]).index_copy_(1, rows, alpha.unsqueeze(0)), value[None], gap[None])
 
 

@@ -90,7 +90,7 @@ def _solve_ordinary(gram: Tensor) -> MinNorm | None:
     if gram.shape[0] != gram.shape[1] or not len(gram):
         return None
     found = solve_ordinary(gram.detach().double() if gram.requires_grad or gram.dtype != torch.float64 else gram)
-    return _like(found[0], gram) if found is not None and found[1] else None
+    return None if found is None else _like(found, gram)
 
 
 def _like(solution: MinNorm, gram: Tensor) -> MinNorm:
