@@ -8,8 +8,8 @@ with a common negative correlation (all rows in the support), a quarter with a c
 (part of them in the support), a quarter with two rows that differ by 1e-5. Solvers take turns, round by round, in one
 process; a row is the median over rounds with the 20 % and 80 % quantiles. "batch" is the time of a batch of 1000
 divided by 1000; slow solvers take the first problems of that batch, and their rows say how many. "alone" is the time
-of one call with one problem, the median over several problems; solvers that are loops over problems ("quadprog") have
-the same arithmetic in both. The gap is αᵀGα − min_k (Gα)_k relative to the trace, with α clipped and scaled to the
+of one call with one problem, another one in each round: a tensor [K, K] for ours, a tensor [1, K, K] for qpth, and for
+solvers that take one numpy problem the bare call, without a conversion from or to tensors. The gap is αᵀGα − min_k (Gα)_k relative to the trace, with α clipped and scaled to the
 simplex; a solver that fails on a problem is given the gap of equal weights, and the failures are counted.
 """
 
@@ -22,9 +22,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,15 +40,25 @@ from trainer.rows import commit, hardware  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "solvers.jsonl"
 SIZES, BATCH, LENGTH = (2, 5, 8, 16, 32), 1000, 50
+SLOW = ("scipy SLSQP", "cvxpy OSQP", "cvxpy Clarabel", "qpth", "TorchJD MGDA")
 PACKAGES = ("torch", "numpy", "quadprog", "scipy", "cvxpy", "osqp", "clarabel", "qpth", "torchjd", "triton")
 
 
 class Solver(NamedTuple):
-    """``solve`` takes Grams [N, K, K] on its device and returns α [N, K]; ``most`` of a batch it is given."""
+    """``solve`` takes Grams [N, K, K] on its device and returns α [N, K]; it is given the first ``most`` of a batch.
+
+    ``one`` takes what ``single`` makes of one Gram [K, K].
+    """
 
     solve: Callable[[Tensor], Tensor]
+    one: Callable[[Any], object]
+    single: Callable[[Tensor], Any] = Tensor.clone
     most: int = BATCH
     device: str = "cpu"
+
+
+def _loop(solve: Callable[[np.ndarray], np.ndarray], most: int = BATCH) -> Solver:
+    return Solver(_each(solve), solve, lambda gram: gram.clone().numpy(), most)
 
 
 def problems(size: int) -> Tensor:
@@ -85,7 +96,7 @@ def _quadprog(size: int) -> Solver:
 
     sides = np.concatenate([np.ones((1, size)), np.eye(size)]).T.copy()
     bounds, zeros = np.eye(size + 1)[0].copy(), np.zeros(size)
-    return Solver(_each(lambda gram: quadprog.solve_qp(gram, zeros, sides, bounds, 1)[0]))
+    return _loop(lambda gram: quadprog.solve_qp(gram, zeros, sides, bounds, 1)[0])
 
 
 def _slsqp(size: int) -> Solver:
@@ -99,7 +110,7 @@ def _slsqp(size: int) -> Solver:
         box = [(0, 1)] * size
         return minimize(value, start, jac=True, bounds=box, constraints=limits, options=options, method="SLSQP").x
 
-    return Solver(_each(solve), 50)
+    return _loop(solve, 50)
 
 
 def _cvxpy(size: int, solver: str, options: dict) -> Solver:
@@ -112,7 +123,7 @@ def _cvxpy(size: int, solver: str, options: dict) -> Solver:
         cvxpy.Problem(objective, [cvxpy.sum(alpha) == 1, alpha >= 0]).solve(solver=solver, **options)
         return alpha.value
 
-    return Solver(_each(solve), 20)
+    return _loop(solve, 20)
 
 
 def _qpth(size: int) -> Solver:
@@ -126,20 +137,20 @@ def _qpth(size: int) -> Solver:
             gram + 1e-9 * eye, zeros, -eye, zeros, ones, ones[:, 0]
         )
 
-    return Solver(solve)
+    return Solver(solve, solve, lambda gram: gram[None].clone())
 
 
 def _torchjd(size: int) -> Solver:
     from torchjd.aggregation import MGDAWeighting
 
     weighting = MGDAWeighting()
-    return Solver(lambda gram: torch.stack([weighting(one) for one in gram]), 20)
+    return Solver(lambda gram: torch.stack([weighting(one) for one in gram]), weighting, most=20)
 
 
 def solvers(size: int) -> dict[str, Solver]:
     """All solvers of the table for K rows, by name."""
     found = {
-        "marble_opt": Solver(lambda gram: marble_opt.solve_min_norm(gram).alpha),
+        "marble_opt": Solver(lambda gram: marble_opt.solve_min_norm(gram).alpha, marble_opt.solve_min_norm),
         "quadprog": _quadprog(size),
         "scipy SLSQP": _slsqp(size),
         "cvxpy OSQP": _cvxpy(size, "OSQP", {}),
@@ -150,7 +161,8 @@ def solvers(size: int) -> dict[str, Solver]:
     if torch.cuda.is_available():
         from marble_kernels.min_norm import min_norm
 
-        found["marble_opt Triton"] = Solver(lambda gram: min_norm(gram, impl="triton").alpha, device="cuda")
+        launch = partial(min_norm, impl="triton")
+        found["marble_opt Triton"] = Solver(lambda gram: launch(gram).alpha, launch, device="cuda")
     return found
 
 
@@ -189,11 +201,9 @@ def measure(size: int, rounds: int) -> Iterator[dict]:
             batch = given[name]
             seconds = _seconds(lambda s=solver, b=batch: s.solve(b), solver.device, 1) / len(batch)
             times.setdefault((name, "seconds_per_problem_batch"), []).append(seconds)
-            one = batch[turn % len(batch)]
-            one = one.clone() if name == "marble_opt" else one.unsqueeze(0).clone()
-            repeats = 100 if solver.most == BATCH else 3
-            solver.solve(one)
-            seconds = _seconds(lambda s=solver, b=one: s.solve(b), solver.device, repeats)
+            one = solver.single(batch[turn % len(batch)])
+            solver.one(one)
+            seconds = _seconds(lambda s=solver, b=one: s.one(b), solver.device, 3 if name in SLOW else 200)
             times.setdefault((name, "seconds_per_problem_alone"), []).append(seconds)
     for (name, metric), values in times.items():
         low, middle, high = _quantiles(values)

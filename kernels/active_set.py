@@ -72,8 +72,15 @@ def _factor(shifted: Tensor, support: Tensor) -> Tensor:
 
 def _solve(shifted: Tensor, support: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     """x with H_SS x_S = 1, and H x."""
-    point = torch.cholesky_solve(support.to(shifted.dtype).unsqueeze(-1), factor)
+    point = _back(factor, support.to(shifted.dtype).unsqueeze(-1))
     return point.squeeze(-1), (shifted @ point).squeeze(-1)
+
+
+def _back(factor: Tensor, right: Tensor) -> Tensor:
+    """(L Lᵀ)⁻¹ right; torch.cholesky_solve would copy the factors of part of a batch."""
+    forward = torch.linalg.solve_triangular(factor, right, upper=False)
+    solution: Tensor = torch.linalg.solve_triangular(factor.mT, forward, upper=True)
+    return solution
 
 
 def _finish(gram: Tensor, point: Tensor, factor: Tensor, support: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +90,7 @@ def _finish(gram: Tensor, point: Tensor, factor: Tensor, support: Tensor, active
     """
     alpha, slope, value, gap = _certify(gram, point, active)
     residual = torch.where(support, value.unsqueeze(-1) - slope, 0.0).unsqueeze(-1)
-    refined, _, _, refined_gap = _certify(gram, alpha + torch.cholesky_solve(residual, factor).squeeze(-1), active)
+    refined, _, _, refined_gap = _certify(gram, alpha + _back(factor, residual).squeeze(-1), active)
     alpha = torch.where((refined_gap < gap).unsqueeze(-1), refined, alpha)
     return alpha, torch.minimum(gap, refined_gap)
 

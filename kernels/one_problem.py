@@ -1,15 +1,20 @@
-"""Block principal pivoting for one problem in numpy, where a tensor operation would cost more than the arithmetic."""
+"""Block principal pivoting for one problem, where a tensor operation would cost more than the arithmetic."""
 
-from functools import cache
+from collections.abc import Callable
+from math import inf
+from operator import mul
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .active_set import MAX_STEPS
+from .straight_line import MAX_STRAIGHT_SIZE, elimination
 
 _ROUNDING = 4e-15
 
 Array = NDArray[np.float64]
+# From a support to x with H_SS x = 1 and to the slopes G x of all rows; None where H_SS is not definite.
+Solve = Callable[[list[int]], tuple[list[float], list[float]] | None]
 
 
 def solve_one(gram: Array) -> tuple[Array, float, float] | None:
@@ -27,34 +32,59 @@ def solve_one(gram: Array) -> tuple[Array, float, float] | None:
     """
     size = len(gram)
     scale = max(gram.diagonal().tolist())
-    if not 0 < scale < np.inf or gram.tobytes() != gram.T.tobytes():
+    if not 0 < scale < inf or gram.tobytes() != gram.T.tobytes():
         return None
-    ones, shifted = _ones(size), gram + scale
-    try:
-        # Cholesky for its refusal of an indefinite matrix; numpy has no triangular solve to go on with.
-        np.linalg.cholesky(shifted)
-        alpha = np.linalg.solve(shifted, ones)
-        limit = (1 + 1e-9) / scale
-        for _ in range(MAX_STEPS):
-            entries = alpha.tolist()
-            total = sum(entries)
-            # Of all rows' total this says that G is semidefinite, and those of their subsets are smaller.
-            if not 0 < total <= limit:
-                return None
-            alpha /= total
-            slope = gram @ alpha
-            value = float(alpha.dot(slope))
-            lowest = min(slope.tolist())
-            if min(entries) >= 0 and value - lowest <= _ROUNDING * scale:
-                return alpha, value, max(value - lowest, 0.0)
-            support = np.flatnonzero(np.where(alpha != 0, alpha > 0, slope < value))
+    solve = _straight(gram.tolist(), scale) if size <= MAX_STRAIGHT_SIZE else _lapack(gram, scale)
+    support = list(range(size))
+    # Of all rows' total this says that G is semidefinite, and those of their subsets are smaller.
+    limit = (1 + 1e-9) / scale
+    for _ in range(MAX_STEPS):
+        found = solve(support)
+        if found is None:
+            return None
+        point, slope = found
+        total = sum(point)
+        if not 0 < total <= limit:
+            return None
+        level = sum(map(mul, point, slope if len(support) == size else [slope[k] for k in support])) / total
+        lowest = min(slope)
+        if min(point) >= 0 and level - lowest <= _ROUNDING * scale * total:
             alpha = np.zeros(size)
-            alpha[support] = np.linalg.solve(shifted[np.ix_(support, support)], ones[: len(support)])
-    except np.linalg.LinAlgError:
-        pass
+            alpha[support] = point
+            alpha /= total
+            return alpha, level / total, max(level - lowest, 0.0) / total
+        inside = dict(zip(support, point, strict=True))
+        support = [k for k in range(size) if (inside[k] > 0 if k in inside else slope[k] < level)]
     return None
 
 
-@cache
-def _ones(size: int) -> Array:
-    return np.ones(size)
+def _straight(rows: list[list[float]], scale: float) -> Solve:
+    size = len(rows)
+
+    def solve(support: list[int]) -> tuple[list[float], list[float]] | None:
+        if len(support) == size:
+            return elimination(size)(rows, scale)
+        found = elimination(len(support))([[rows[i][j] for j in support] for i in support], scale)
+        if found is None:
+            return None
+        return found[0], [sum(map(mul, found[0], [row[j] for j in support])) for row in rows]
+
+    return solve
+
+
+def _lapack(gram: Array, scale: float) -> Solve:
+    shifted, ones = gram + scale, np.ones(len(gram))
+
+    def solve(support: list[int]) -> tuple[list[float], list[float]] | None:
+        every = len(support) == len(gram)
+        system = shifted if every else shifted[np.ix_(support, support)]
+        try:
+            # Cholesky for its refusal of an indefinite matrix; numpy has no triangular solve to go on with.
+            if every:
+                np.linalg.cholesky(system)
+            point = np.linalg.solve(system, ones[: len(support)])
+        except np.linalg.LinAlgError:
+            return None
+        return point.tolist(), ((gram if every else gram[:, support]) @ point).tolist()
+
+    return solve
