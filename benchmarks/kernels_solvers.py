@@ -9,8 +9,9 @@ with a common negative correlation (all rows in the support), a quarter with a c
 process; a row is the median over rounds with the 20 % and 80 % quantiles. "batch" is the time of a batch of 1000
 divided by 1000; slow solvers take the first problems of that batch, and their rows say how many. "alone" is the time
 of one call with one problem, another one in each round: a tensor [K, K] for ours, a tensor [1, K, K] for qpth, and for
-solvers that take one numpy problem the bare call, without a conversion from or to tensors. The gap is αᵀGα − min_k (Gα)_k relative to the trace, with α clipped and scaled to the
-simplex; a solver that fails on a problem is given the gap of equal weights, and the failures are counted.
+solvers that take one numpy problem the bare call, without a conversion from or to tensors. The gap is
+αᵀGα − min_k (Gα)_k relative to the trace, with α clipped and scaled to the simplex; a solver that fails on a problem is
+given the gap of equal weights, and the failures are counted.
 """
 
 import argparse
