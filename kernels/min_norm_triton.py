@@ -87,21 +87,25 @@ def min_norm_kernel(  # type: ignore[no-untyped-def]
         weight_row = tl.load(prior_pointer + problem * size + row, mask=on_row, other=0).to(tl.float64)
         weight_column = tl.load(prior_pointer + problem * size + column, mask=on_column, other=0).to(tl.float64)
         on_row, on_column = on_row & (weight_row > 0), on_column & (weight_column > 0)
-    entries = gram_pointer + problem * size * size + row * size + column
-    gram = tl.load(entries, mask=on_row & on_column, other=0).to(tl.float64)
+    entries = gram_pointer + problem * size * size
+    gram = tl.load(entries + row * size + column, mask=on_row & on_column, other=0).to(tl.float64)
+    # αᵀGα sees the symmetric part only, and the sweeps rely on symmetry to the last bit.
+    gram = 0.5 * (gram + tl.load(entries + column * size + row, mask=on_row & on_column, other=0).to(tl.float64))
     if NORMALIZE:
         square_row = _sum_rows(tl.where(diagonal, gram, 0.0))
         square_column = _sum_columns(tl.where(diagonal, gram, 0.0))
         on_row = on_row & (square_row > 0) & (square_row < _INF)
         on_column = on_column & (square_column > 0) & (square_column < _INF)
-        gram = gram / tl.sqrt(tl.where(on_row, square_row, 1.0)) / tl.sqrt(tl.where(on_column, square_column, 1.0))
+        length = tl.sqrt(tl.where(on_row, square_row, 1.0)) * tl.sqrt(tl.where(on_column, square_column, 1.0))
+        gram = gram / length
         gram = tl.where(on_row & on_column, gram, 0.0)
     ones_row = on_row.to(tl.float64)
     count = tl.sum(tl.sum(ones_row, axis=1), axis=0)
     rest = 1.0 - floor * count
     share = ones_row
     if FLOORED:
-        sum_row, sum_column = _sum_rows(gram), _sum_columns(gram)
+        sum_row = _sum_rows(gram)
+        sum_column = _sum_columns(tl.where(diagonal, sum_row, 0.0))
         total = tl.sum(tl.sum(sum_row, axis=1), axis=0)
         gram = rest * rest * gram + rest * floor * (sum_row + sum_column) + floor * floor * total
         gram = tl.where(on_row & on_column, gram, 0.0)
@@ -110,7 +114,7 @@ def min_norm_kernel(  # type: ignore[no-untyped-def]
         mass = floor * tl.sum(tl.sum(weight_row, axis=1), axis=0)
         share = tl.where(on_row, 1.0 / tl.where(on_row, mass + rest * weight_row, 1.0), 0.0)
         share_column = tl.where(on_column, 1.0 / tl.where(on_column, mass + rest * weight_column, 1.0), 0.0)
-        gram = share * gram * share_column
+        gram = gram * (share * share_column)
     scale = tl.max(tl.max(tl.where(diagonal, gram, 0.0), axis=1), axis=0)
     scale = tl.where(scale > 0, scale, 1.0)
     gram = gram / scale

@@ -11,6 +11,8 @@ from .active_set import MAX_STEPS
 from .straight_line import MAX_STRAIGHT_SIZE, elimination
 
 _ROUNDING = 4e-15
+# The rounding of a product of fp32 rows.
+_ASYMMETRY = 1e-6
 
 Array = NDArray[np.float64]
 # From a support to x with H_SS x = 1 and to the slopes G x of all rows; None where H_SS is not definite.
@@ -20,9 +22,9 @@ Solve = Callable[[list[int]], tuple[list[float], list[float]] | None]
 def solve_one(gram: Array) -> tuple[Array, float, float] | None:
     """Minimise αᵀGα over the simplex by the method of :func:`active_set.solve_active_set`, for one G [K, K].
 
-    It takes the ordinary problem only: all rows active, G exactly symmetric and positive semidefinite, the support
-    found with a gap at rounding level. The first solve, of all rows, also shows definiteness: with H = G + c 1 1ᵀ
-    definite, G is positive semidefinite exactly if c 1ᵀH⁻¹1 ≤ 1 (matrix determinant lemma).
+    It takes the ordinary problem only: all rows active, G symmetric up to rounding and positive semidefinite, the
+    support found with a gap at rounding level. The first solve, of all rows, also shows definiteness: with
+    H = G + c 1 1ᵀ definite, G is positive semidefinite exactly if c 1ᵀH⁻¹1 ≤ 1 (matrix determinant lemma).
 
     Args:
         gram: symmetric, at any scale; it may hold NaN.
@@ -32,8 +34,12 @@ def solve_one(gram: Array) -> tuple[Array, float, float] | None:
     """
     size = len(gram)
     scale = max(gram.diagonal().tolist())
-    if not 0 < scale < inf or gram.tobytes() != gram.T.tobytes():
+    if not 0 < scale < inf:
         return None
+    if gram.tobytes() != gram.T.tobytes():
+        if not np.abs(gram - gram.T).max() <= _ASYMMETRY * scale:
+            return None
+        gram = (gram + gram.T) / 2
     solve = _straight(gram.tolist(), scale) if size <= MAX_STRAIGHT_SIZE else _lapack(gram, scale)
     support = list(range(size))
     # Of all rows' total this says that G is semidefinite, and those of their subsets are smaller.

@@ -24,7 +24,8 @@ def restrict(gram: Tensor, active: Tensor) -> Tensor:
 def unit_gram(gram: Tensor, active: Tensor) -> Tensor:
     """D G D with D = diag(1 / sqrt(G_kk)); zero in rows that are not active."""
     inverse = torch.where(active, gram.diagonal(dim1=-2, dim2=-1).rsqrt(), 0.0)
-    return restrict(inverse.unsqueeze(-1) * gram * inverse.unsqueeze(-2), active)
+    # The product of the factors first: a symmetric G stays so to the last bit.
+    return restrict(gram * (inverse.unsqueeze(-1) * inverse.unsqueeze(-2)), active)
 
 
 def has_length(gram: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ class Vertices:
         row, rest = gram.sum(-1), self.rest.unsqueeze(-1)
         cross = row.unsqueeze(-1) + row.unsqueeze(-2)
         product = rest**2 * gram + rest * self.floor * cross + self.floor**2 * row.sum(-1)[..., None, None]
-        return self.inverse.unsqueeze(-1) * product * self.inverse.unsqueeze(-2)
+        return product * (self.inverse.unsqueeze(-1) * self.inverse.unsqueeze(-2))
 
     def weights(self, beta: Tensor) -> tuple[Tensor, Tensor]:
         """α = Vᵀβ scaled to sum one [..., K], and the factor it was scaled by [...] (1 without a prior)."""

@@ -112,3 +112,14 @@ def test_a_gram_in_a_graph_of_gradients_is_solved(random: Generator) -> None:
     gram = grams("gaussian", random, 1, 4).requires_grad_()
     for given in (gram, gram[0]):
         assert not solve_min_norm(given).alpha.requires_grad
+
+
+@pytest.mark.parametrize("size", [4, 12])
+def test_the_rounding_of_single_precision_costs_no_certificate(size: int, random: Generator) -> None:
+    gram = grams("gaussian", random, 8, size)
+    skew = torch.randn(8, size, size, generator=random, dtype=torch.float64)
+    rough = gram + 1e-8 * gram.diagonal(dim1=-2, dim2=-1).amin() * (skew - skew.mT)
+    expected = solve_min_norm(gram).alpha
+    torch.testing.assert_close(solve_min_norm(rough).alpha, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(solve_min_norm(rough[0]).alpha, expected[0], rtol=0, atol=1e-12)
+    assert relative(solve_min_norm(rough).gap, gram).max() <= TOLERANCE

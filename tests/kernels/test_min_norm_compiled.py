@@ -24,8 +24,9 @@ def compiled() -> list[dict]:
 
 
 def test_the_tile_stays_in_registers(compiled: list[dict]) -> None:
-    # ptxas rounds its registers down and may park a scalar or two; a thread's part of a tile has 16 to 64 bytes.
-    assert [row for row in compiled if row["spilled"] > 32] == []
+    # Bytes stored and loaded. ptxas may stop at a rounder number of registers and park a few scalars, outside the loops;
+    # a tile would be 2 x 64 bytes and more.
+    assert [row for row in compiled if row["spilled"] > 64] == []
 
 
 def test_registers_leave_room_for_several_problems(compiled: list[dict]) -> None:
@@ -33,6 +34,7 @@ def test_registers_leave_room_for_several_problems(compiled: list[dict]) -> None
     assert max(row["registers"] for row in compiled if row["width"] == 8) <= 128
 
 
-def test_up_to_eight_rows_no_memory_is_shared_and_nobody_waits(compiled: list[dict]) -> None:
+def test_up_to_eight_rows_no_memory_is_shared_and_no_thread_waits(compiled: list[dict]) -> None:
     assert {(row["shared"], row["barriers"]) for row in compiled if row["width"] == 8} == {(0, 0)}
-    assert max(row["shared"] for row in compiled) <= 4096
+    # Above that the one transposed load goes through shared memory: a tile of fp64.
+    assert [row for row in compiled if row["shared"] > 8 * row["width"] ** 2] == []
