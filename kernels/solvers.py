@@ -80,8 +80,7 @@ def _solve_batch(gram: Tensor, active: Tensor, solver: Solver) -> MinNorm:
     # Dividing by the largest diagonal entry makes every tolerance relative.
     scale = gram.diagonal(dim1=-2, dim2=-1).amax(-1)
     scale = torch.where(scale > 0, scale, 1.0)
-    # αᵀGα sees the symmetric part only, and a product of fp32 rows is symmetric up to rounding only.
-    scaled = (gram + gram.mT).mul_((0.5 / scale)[:, None, None])
+    scaled = gram / scale[:, None, None]
     alpha = solver(scaled, active)
     slope = (scaled @ alpha.unsqueeze(-1)).squeeze(-1)
     value = (alpha * slope).sum(-1)

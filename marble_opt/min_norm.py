@@ -74,8 +74,9 @@ def solve_min_norm(
     work = gram.detach().to(solver_dtype(gram.device))
     if mask is not None:
         work = restrict(work, active)
-    if gram.device.type == "cpu":
-        check_gram(work)
+    if gram.device.type == "cpu" and not check_gram(work):
+        # αᵀGα sees the symmetric part only, and a product of fp32 rows is symmetric up to rounding.
+        work = (work + work.mT) / 2
     if method in REFERENCE_SOLVERS:
         alpha, gap = REFERENCE_SOLVERS[method](work, active, floor, constraints)
         value = (alpha * (work @ alpha.unsqueeze(-1)).squeeze(-1)).sum(-1)
@@ -109,32 +110,34 @@ def check_floor(floor: float, size: int) -> None:
         )
 
 
-def check_gram(gram: Tensor) -> None:
+def check_gram(gram: Tensor) -> bool:
     """Raise ``ValueError`` for a batch of Grams that is not finite, not symmetric or clearly indefinite.
 
-    "Clearly" is 1e-4 of the largest entry, far above the rounding of an fp32 Gram.
+    Returns whether it is symmetric to the last bit. "Clearly" is 1e-4 of the largest entry, far above the rounding of an fp32 Gram.
     """
     # Parts that a CPU's cache can hold.
-    for part in gram.reshape(-1, *gram.shape[-2:]).split(max(1, _CHUNK_ELEMENTS // gram.shape[-1] ** 2)):
-        _check_part(part)
+    parts = gram.reshape(-1, *gram.shape[-2:]).split(max(1, _CHUNK_ELEMENTS // gram.shape[-1] ** 2))
+    return all([_check_part(part) for part in parts])
 
 
-def _check_part(gram: Tensor) -> None:
+def _check_part(gram: Tensor) -> bool:
     scale = gram.abs().amax((-2, -1), keepdim=True)
     # The largest entry is NaN or inf if any is.
     if not torch.isfinite(scale).all():
         raise ValueError("gram holds NaN or inf in an active row: exclude that row with mask=")
-    if not torch.equal(gram, gram.mT) and ((gram - gram.mT).abs() > _CLEARLY * scale).any():
+    symmetric = torch.equal(gram, gram.mT)
+    if not symmetric and ((gram - gram.mT).abs() > _CLEARLY * scale).any():
         raise ValueError("gram is not symmetric: pass rows @ rows.T, for example from gram_matrix(rows)")
     # Cholesky in fp32 finds the suspects in a tenth of the time that eigenvalues take.
     shifted = (gram / torch.where(scale > 0, scale, 1.0)).float()
     shifted.diagonal(dim1=-2, dim2=-1).add_(_CLEARLY)
     suspect = torch.linalg.cholesky_ex(shifted)[1] > 0
     if not suspect.any():
-        return
+        return symmetric
     lowest = torch.linalg.eigvalsh((gram + gram.mT)[suspect] / 2)[..., 0]
     if (lowest < -_CLEARLY * scale[suspect, 0, 0]).any():
         raise ValueError(
             f"gram is indefinite (smallest eigenvalue {lowest.min().item():.3g}): no set of gradients has it; "
             "pass rows @ rows.T"
         )
+    return symmetric

@@ -24,8 +24,7 @@ def compiled() -> list[dict]:
 
 
 def test_the_tile_stays_in_registers(compiled: list[dict]) -> None:
-    # Bytes stored and loaded. ptxas may stop at a rounder number of registers and park a few scalars, outside the loops;
-    # a tile would be 2 x 64 bytes and more.
+    # Bytes stored and loaded: ptxas may stop at a rounder number of registers and park a few scalars.
     assert [row for row in compiled if row["spilled"] > 64] == []
 
 
