@@ -21,7 +21,7 @@ setup(
     # on the package index that transformers imports.
     packages=["marble_opt", "marble_opt.handlers", "marble_opt.losses", "marble_kernels"],
     package_dir={"marble_kernels": "kernels"},
-    package_data={"marble_opt": ["py.typed"]},
+    package_data={"marble_opt": ["py.typed"], "marble_kernels": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",  # first version with weights_only=True as torch.load's default

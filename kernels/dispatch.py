@@ -24,7 +24,10 @@ def interpreting() -> bool:
 @cache
 def installed() -> bool:
     """Whether Triton can be imported."""
-    return find_spec("triton") is not None
+    try:
+        return find_spec("triton") is not None
+    except ImportError:
+        return False
 
 
 def obstacle(tensors: Iterable[Tensor]) -> str | None:

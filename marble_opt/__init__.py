@@ -5,10 +5,12 @@ opt.backward({"ocr": loss_ocr, "geneval": loss_geneval}, shared=kl)
 opt.step()
 """
 
+from marble_kernels.solvers import MinNorm
+
 from . import losses
 from .advantages import group_advantages
 from .gram import gram_matrix
-from .min_norm import MinNorm, solve_min_norm
+from .min_norm import solve_min_norm
 from .optimizer import Marble
 from .reference_solvers import LinearConstraints
 from .separable import SeparableLoss

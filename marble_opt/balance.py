@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .min_norm import check_floor, simplex_vertices, solve_on_simplex
+from marble_kernels.min_norm import min_norm
+
+from .min_norm import check_floor
 
 Weighting = Callable[[Tensor], Tensor]
 
@@ -101,8 +103,7 @@ class BalanceRule:
         running = (norms > 0) & (norms.square() >= noise)
         if self.prior is not None:
             running = running & (self.prior.to(norms) > 0)
-        inverse = torch.where(running, 1 / norms, 0.0) if self.normalize else running.to(gram)
-        alpha, gap = self._weights(inverse.unsqueeze(-1) * slots * inverse, running)
+        alpha, gap = self._weights(slots, norms, running)
         return Solution(alpha, norms, running, members, gap)
 
     def coefficients(self, alpha: Tensor, solution: Solution) -> Tensor:
@@ -113,16 +114,20 @@ class BalanceRule:
             alpha = torch.where(solution.active, mean_norm * alpha / solution.norms, 0.0)
         return torch.where(solution.active, alpha, 0.0) @ solution.members
 
-    def _weights(self, gram: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-        unknown = gram.new_full((), torch.nan)
+    def _weights(self, gram: Tensor, norms: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         if self.balancer is None:
-            return self._min_norm(gram, active)
+            prior = None if self.prior is None else self.prior.to(gram)
+            point = min_norm(gram, active, self.floor, self.normalize, prior)
+            return point.alpha, point.gap
+        unknown = gram.new_full((), torch.nan)
         if self.fixed is not None:
             fixed = self.fixed.to(gram) * active
             total = fixed.sum()
             return fixed / torch.where(total > 0, total, 1.0), unknown
         if not callable(self.balancer):
             return torch.zeros_like(gram[0]), unknown
+        inverse = torch.where(active, 1 / norms, 0.0) if self.normalize else active.to(gram)
+        gram = inverse.unsqueeze(-1) * gram * inverse
         # A stranger's balancer sees the active rows only: a zero row would take all of MGDA's weight.
         rows = active.nonzero().squeeze(-1)
         alpha = torch.zeros_like(gram[0])
@@ -132,14 +137,6 @@ class BalanceRule:
                 raise ValueError(f"balancer returned shape {list(given.shape)} for {len(rows)} active rewards")
             alpha[rows] = given.detach().to(alpha)
         return alpha, unknown
-
-    def _min_norm(self, gram: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-        prior = None if self.prior is None else self.prior.to(gram)
-        vertices = simplex_vertices(active, self.floor, prior)
-        point = solve_on_simplex(vertices @ gram @ vertices.mT, active)
-        alpha = point.alpha @ vertices
-        total = alpha.sum()
-        return alpha / torch.where(total > 0, total, 1.0), point.gap
 
 
 def smooth(old: Tensor, seen: Tensor, new: Tensor, active: Tensor, ema: float) -> tuple[Tensor, Tensor]:

@@ -164,7 +164,7 @@ def test_alpha_keeps_the_dtype_and_the_certificate_is_fp64() -> None:
 
 def test_weights_of_an_integer_gram_are_not_rounded() -> None:
     alpha = solve_min_norm(torch.tensor([[2, 0], [0, 2]])).alpha
-    assert alpha.tolist() == [0.5, 0.5]
+    assert alpha.tolist() == pytest.approx([0.5, 0.5], abs=1e-15)
 
 
 @settings(max_examples=60, deadline=None)

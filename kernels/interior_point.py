@@ -18,8 +18,8 @@ def solve_interior_point(gram: Tensor, active: Tensor) -> Tensor:
     (Mehrotra 1992; Nocedal and Wright, Numerical Optimization, section 16.6). α and s take the same
     step, so that both equations stay satisfied and αᵀs is the duality gap. Where the corrector
     permits only a short step, a plain step towards the centre replaces it. The number of iterations is fixed
-    and nothing is read back, so the method never waits for a GPU; a problem whose μ is at
-    rounding level stops moving.
+    and nothing is read back from a GPU; a problem whose μ is at rounding level stops moving, and on a CPU, where
+    reading is free, the method stops with the last of them.
 
     Args:
         gram: [N, K, K], scaled to a largest diagonal entry of 1, zero in inactive rows.
@@ -37,6 +37,8 @@ def solve_interior_point(gram: Tensor, active: Tensor) -> Tensor:
     slack = torch.where(active, slope - level, 1.0)
     for _ in range(ITERATIONS):
         mu = (alpha * slack).sum(-1, keepdim=True) / count
+        if gram.device.type == "cpu" and not (mu > _TOLERANCE).any():
+            break
         newton = _Newton(gram, active, alpha, slack)
         predictor = newton.direction(-alpha * slack)
         length = newton.longest(*predictor)
