@@ -1,13 +1,13 @@
 """Question: what does everything between the last backward and the new parameters cost?
 
-A library for kernels.py: ``balance()`` + ``step()`` of Marble on AdamW for K rewards and LoRA-like parameters, fused and
-not, beside the step of torch's own AdamW on a gradient that is already there. Forms take turns in one process.
+A library for kernels.py: ``balance()`` + ``step()`` of Marble on AdamW for K rewards and LoRA-like parameters, fused
+and not, beside the step of torch's own AdamW on a gradient that is already there. Forms take turns in one process.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
-from kernel_bandwidth import P, PARAMETERS, lora_shapes
+from kernel_bandwidth import PARAMETERS, P, lora_shapes
 from measure import quantiles, seconds
 from torch import Tensor
 
@@ -20,7 +20,9 @@ class _Step:
     def __init__(self, shapes: Sequence[tuple[int, int]], rewards: int, device: str, fused: bool | None) -> None:
         random = torch.Generator(device).manual_seed(0)
         self.params = [torch.randn(shape, generator=random, device=device).requires_grad_() for shape in shapes]
-        self.rows = [[torch.randn(p.shape, generator=random, device=device) for p in self.params] for _ in range(rewards)]
+        self.rows = [
+            [torch.randn(p.shape, generator=random, device=device) for p in self.params] for _ in range(rewards)
+        ]
         self.names = [f"r{k}" for k in range(rewards)]
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(self.params, lr=1e-6, fused=device == "cuda")
         if fused is not None:
@@ -44,9 +46,7 @@ class _Step:
         return self.params[0]
 
 
-def step_rows(
-    device: str, rounds: int, rewards: int = 5, total: int = P, parameters: int = PARAMETERS
-) -> list[dict]:
+def step_rows(device: str, rounds: int, rewards: int = 5, total: int = P, parameters: int = PARAMETERS) -> list[dict]:
     """Rows with the seconds of one step, and Marble's as a multiple of AdamW's in the same round."""
     shapes = lora_shapes(total, parameters)
     forms = {"AdamW alone": None, "balance + step": False, "balance + step, fused": True}
@@ -58,7 +58,12 @@ def step_rows(
             found = seconds(form.step, device)
             if turn > 1:
                 times[name].append(found)
-    settings = {"device": device, "rewards": rewards, "elements": sum(a * b for a, b in shapes), "parameters": parameters}
+    settings = {
+        "device": device,
+        "rewards": rewards,
+        "elements": sum(a * b for a, b in shapes),
+        "parameters": parameters,
+    }
     shared: Callable[[str, str], dict] = lambda name, metric: {"method": name, "metric": metric, "settings": settings}  # noqa: E731
     rows = []
     for name, values in times.items():

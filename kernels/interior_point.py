@@ -69,7 +69,9 @@ class _Newton:
         self.divisor = torch.where(active, alpha, 1.0)
         self.scale = torch.where(active, alpha / slack, 0.0).sqrt()
         system = self.scale.unsqueeze(-1) * gram * self.scale.unsqueeze(-2)
-        self.factor, _ = torch.linalg.cholesky_ex(system + torch.eye(gram.shape[-1]).to(gram))
+        self.factor, _ = torch.linalg.cholesky_ex(
+            system + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        )
         self.of_ones = self._solve(active.to(gram.dtype))
 
     def _solve(self, right: Tensor) -> Tensor:

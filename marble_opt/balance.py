@@ -62,6 +62,7 @@ class BalanceRule:
     ) -> None:
         self.rewards = check_rewards(rewards)
         self.slots, self.membership = _slots(self.rewards, groups)
+        self._constants: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
         self.normalize, self.floor, self.balancer = normalize, floor, balancer
         check_floor(floor, len(self.slots))
         self.prior = None if weights is None else _by_slot(weights, self.slots, 1.0, "weights")
@@ -95,14 +96,14 @@ class BalanceRule:
         """
         on = active.to(gram.dtype)
         gram = torch.where(active.unsqueeze(-1) & active, gram, 0)
-        members = self.membership.to(gram) * on
+        members = self._constant("membership", gram) * on
         members = members / members.sum(-1, keepdim=True).clamp_min(1)
         slots = members @ gram @ members.mT
         norms = slots.diagonal().clamp_min(0).sqrt()
         noise = _ROUNDING * resolution * (members @ gram.diagonal())
         running = (norms > 0) & (norms.square() >= noise)
         if self.prior is not None:
-            running = running & (self.prior.to(norms) > 0)
+            running = running & (self._constant("prior", norms) > 0)
         alpha, gap = self._weights(slots, norms, running)
         return Solution(alpha, norms, running, members, gap)
 
@@ -114,14 +115,21 @@ class BalanceRule:
             alpha = torch.where(solution.active, mean_norm * alpha / solution.norms, 0.0)
         return torch.where(solution.active, alpha, 0.0) @ solution.members
 
+    def _constant(self, name: str, like: Tensor) -> Tensor:
+        """One of our own tensors beside ``like``; kept, because a captured graph cannot copy from the host."""
+        key = (name, like.device, like.dtype)
+        if key not in self._constants:
+            self._constants[key] = getattr(self, name).to(like)
+        return self._constants[key]
+
     def _weights(self, gram: Tensor, norms: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         if self.balancer is None:
-            prior = None if self.prior is None else self.prior.to(gram)
+            prior = None if self.prior is None else self._constant("prior", gram)
             point = min_norm(gram, active, self.floor, self.normalize, prior)
             return point.alpha, point.gap
         unknown = gram.new_full((), torch.nan)
         if self.fixed is not None:
-            fixed = self.fixed.to(gram) * active
+            fixed = self._constant("fixed", gram) * active
             total = fixed.sum()
             return fixed / torch.where(total > 0, total, 1.0), unknown
         if not callable(self.balancer):

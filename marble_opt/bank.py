@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from marble_kernels.combine import combine
 from torch import Tensor
+
+from marble_kernels.combine import combine
 
 from .gram import gram_of_blocks
 

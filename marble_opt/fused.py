@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from marble_kernels.combine import clip_scale
-from marble_kernels.fused_adamw import fused_adamw
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer, optimizer
+
+from marble_kernels.combine import clip_scale
+from marble_kernels.fused_adamw import fused_adamw
 
 from .gram import gram_of_blocks
 

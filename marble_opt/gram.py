@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from marble_kernels.gram import gram
 from torch import Tensor
+
+from marble_kernels.gram import gram
 
 
 def gram_matrix(

@@ -15,13 +15,14 @@ from types import SimpleNamespace
 os.environ["TRITON_INTERPRET"] = "0"
 warnings.simplefilter("ignore")
 
-import torch  # noqa: E402
-import triton  # noqa: E402
-from marble_kernels import combine_triton, fused_adamw_triton, gram_passes_triton, gram_triton  # noqa: E402
-from marble_kernels.tables import LANES  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.backends.nvidia import compiler as nvidia  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import compiler as nvidia
+from triton.compiler import ASTSource
+
+from marble_kernels import combine_triton, fused_adamw_triton, gram_passes_triton, gram_triton
+from marble_kernels.tables import LANES
 
 TABLES = ("addresses", "sizes", "offsets", "chunks", "tasks", "ranges")
 POINTERS = ("partials", "result", "coefficients", "scale", "flat", "numbers", "lr_tensor")

@@ -1,9 +1,10 @@
 """Checks of gram that hold on every device (see streaming_cases): each raises AssertionError."""
 
 import torch
-from marble_kernels.gram import gram
 from operands import Guarded, blocks, flat, gram_error
 from torch import Tensor
+
+from marble_kernels.gram import gram
 
 SHAPES = ((3,), (5, 7), (600,), (8, 16))
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16

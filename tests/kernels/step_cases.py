@@ -1,11 +1,12 @@
 """Checks of combine and fused_adamw that hold on every device (see streaming_cases): each raises AssertionError."""
 
 import torch
+from operands import Guarded, blocks, combine_error, flat
+from torch import Tensor
+
 from marble_kernels.combine import clip_scale, combine
 from marble_kernels.fused_adamw import fused_adamw
 from marble_kernels.gram import gram
-from operands import Guarded, blocks, combine_error, flat
-from torch import Tensor
 
 SHAPES = ((3,), (5, 7), (600,), (8, 16))
 FP32, BF16 = torch.float32, torch.bfloat16

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from marble_kernels.combine import clip_scale, combine
-from marble_kernels.gram import gram
 from operands import blocks, combine_error, flat
 from torch import Generator
 
 from families import FAMILIES
+from marble_kernels.combine import clip_scale, combine
+from marble_kernels.gram import gram
 
 SHAPES = ((3,), (5, 7), (101,))
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from marble_kernels.fused_adamw import fused_adamw
 from torch import Generator, Tensor
+
+from marble_kernels.fused_adamw import fused_adamw
 
 SHAPES = ((3,), (5, 7), (101,))
 OPTIONS = {"lr": 3e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}

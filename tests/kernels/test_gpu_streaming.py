@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from operands import Guarded, blocks, combine_error, flat, gram_error
+from streaming_cases import CASES
+
 from marble_kernels.combine import clip_scale, combine
 from marble_kernels.fused_adamw import fused_adamw
 from marble_kernels.gram import gram
-from operands import Guarded, blocks, combine_error, flat, gram_error
-from streaming_cases import CASES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 LORA_LIKE = tuple((16, 256) if index % 2 else (1536, 16) for index in range(60))

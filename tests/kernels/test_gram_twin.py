@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from marble_kernels.gram import gram
 from operands import blocks, flat, gram_error
 from torch import Generator, Tensor
 
 from families import FAMILIES
+from marble_kernels.gram import gram
 
 SHAPES = ((3,), (5, 7), (101,))
 

@@ -5,6 +5,7 @@ from types import ModuleType
 
 import pytest
 import torch
+
 from marble_kernels import dispatch
 from marble_kernels.combine import combine
 from marble_kernels.fused_adamw import fused_adamw

@@ -1,6 +1,7 @@
 """Tables of a launch: the work they describe, what makes a new one, and how long they are kept."""
 
 import torch
+
 from marble_kernels.memo import Memo
 from marble_kernels.segments import Rows
 from marble_kernels.tables import LANES, Launch, Segment, launches
