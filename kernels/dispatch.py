@@ -32,14 +32,14 @@ def installed() -> bool:
 
 def obstacle(tensors: Iterable[Tensor]) -> str | None:
     """Why the kernels cannot run on these tensors, or ``None`` if they can."""
+    if not installed():
+        return "Triton is not installed (`pip install triton`)"
     devices = {tensor.device for tensor in tensors}
     if len(devices) > 1:
         return f"the tensors are on several devices: {sorted(map(str, devices))}"
     kind = next(iter(devices)).type if devices else "cpu"
     if kind != "cuda" and not (kind == "cpu" and interpreting()):
         return f"the tensors are on a {kind} device and the kernels need CUDA (or TRITON_INTERPRET=1 on a CPU)"
-    if not installed():
-        return "Triton is not installed (`pip install triton`)"
     if kind == "cpu":
         return None
     capability = torch.cuda.get_device_capability(next(iter(devices)))

@@ -113,8 +113,8 @@ def check_floor(floor: float, size: int) -> None:
 def check_gram(gram: Tensor) -> bool:
     """Raise ``ValueError`` for a batch of Grams that is not finite, not symmetric or clearly indefinite.
 
-    Returns whether it is symmetric to the last bit. "Clearly" is 1e-4 of the largest entry, far above the rounding of an
-    fp32 Gram.
+    Returns whether it is symmetric to the last bit. "Clearly" is 1e-4 of the largest entry, far above the rounding
+    of an fp32 Gram.
     """
     # Parts that a CPU's cache can hold.
     parts = gram.reshape(-1, *gram.shape[-2:]).split(max(1, _CHUNK_ELEMENTS // gram.shape[-1] ** 2))
