@@ -6,6 +6,10 @@
 Rows go to results/kernels.jsonl; those of the same hardware are replaced.
 """
 
+if __name__ != "__main__":
+    # transformers looks for a package of this name, and a script's own folder comes first on the path.
+    raise ImportError("this is a benchmark's script, not the package `kernels`")
+
 import argparse
 import warnings
 

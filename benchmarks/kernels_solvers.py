@@ -8,8 +8,9 @@ with a common negative correlation (all rows in the support), a quarter with a c
 (part of them in the support), a quarter with two rows that differ by 1e-5. Solvers take turns, round by round, in one
 process; a row is the median over rounds with the 20 % and 80 % quantiles. "batch" is the time of a batch of 1000
 divided by 1000; slow solvers take the first problems of that batch, and their rows say how many. "alone" is the time
-of one call with one problem, another one in each round: a tensor [K, K] for ours, a tensor [1, K, K] for qpth, and for
-solvers that take one numpy problem the bare call, without a conversion from or to tensors. The gap is
+of a call with one problem, the mean over the first 20 problems of the batch (over 3 for slow solvers): a tensor [K, K]
+for ours, a tensor [1, K, K] for qpth, and for solvers that take one numpy problem the bare call, without a conversion
+from or to tensors. The gap is
 αᵀGα − min_k (Gα)_k relative to the trace, with α clipped and scaled to the simplex; a solver that fails on a problem is
 given the gap of equal weights, and the failures are counted.
 """
@@ -40,7 +41,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 from trainer.rows import commit, hardware  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "solvers.jsonl"
-SIZES, BATCH, LENGTH = (2, 5, 8, 16, 32), 1000, 50
+SIZES, BATCH, LENGTH, ALONE = (2, 5, 8, 16, 32), 1000, 50, 20
 SLOW = ("scipy SLSQP", "cvxpy OSQP", "cvxpy Clarabel", "qpth", "TorchJD MGDA")
 PACKAGES = ("torch", "numpy", "quadprog", "scipy", "cvxpy", "osqp", "clarabel", "qpth", "torchjd", "triton")
 
@@ -197,14 +198,16 @@ def measure(size: int, rounds: int) -> Iterator[dict]:
     gaps, failures = {}, {}
     for name, solver in chosen.items():
         gaps[name], failures[name] = relative_gap(gram[: solver.most], solver.solve(given[name]).cpu())
-    for turn in range(rounds):
+    for _ in range(rounds):
         for name, solver in chosen.items():
             batch = given[name]
             seconds = _seconds(lambda s=solver, b=batch: s.solve(b), solver.device, 1) / len(batch)
             times.setdefault((name, "seconds_per_problem_batch"), []).append(seconds)
-            one = solver.single(batch[turn % len(batch)])
-            solver.one(one)
-            seconds = _seconds(lambda s=solver, b=one: s.one(b), solver.device, 3 if name in SLOW else 200)
+            count, repeats = (3, 1) if name in SLOW else (ALONE, 20)
+            ones = [solver.single(one) for one in batch[:count]]
+            seconds = statistics.mean(
+                _seconds(lambda s=solver, b=one: s.one(b), solver.device, repeats) for one in ones
+            )
             times.setdefault((name, "seconds_per_problem_alone"), []).append(seconds)
     for (name, metric), values in times.items():
         low, middle, high = _quantiles(values)

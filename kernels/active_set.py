@@ -1,5 +1,7 @@
 """Min-norm point on the simplex by block principal pivoting, batched: a few Cholesky solves."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,10 +11,21 @@ MAX_STEPS = 40
 # Keeps the pivots of dependent rows positive; what it does to α is taken back by one step of refinement.
 RIDGE = 64 * torch.finfo(torch.float64).eps
 _PATIENCE = 3
+# Far above the rounding of a singular G, far below what an indefinite one shows.
+_SEMIDEFINITE = 1e-9
 _ROUNDING = 8 * torch.finfo(torch.float64).eps
 
 
-def solve_active_set(gram: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+class Attempt(NamedTuple):
+    """α [N, K], αᵀGα [N], its gap [N] (inf where no support was found), and where G is known to be semidefinite [N]."""
+
+    alpha: Tensor
+    value: Tensor
+    gap: Tensor
+    definite: Tensor
+
+
+def solve_active_set(gram: Tensor, active: Tensor) -> Attempt:
     """Minimise αᵀGα over the simplex of the active rows, by guessing its support and correcting the guess.
 
     Adding 1 1ᵀ to G adds a constant on the simplex and makes the problem homogeneous: with H = G + 1 1ᵀ
@@ -31,14 +44,20 @@ def solve_active_set(gram: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         active: bool [N, K].
 
     Returns:
-        alpha [N, K] (zero for a problem with no active row) and its gap [N], inf where no support was found.
+        The attempt; α, value and gap of a problem with no active row are zero. The first solve, of all rows, shows
+        definiteness at no cost: with H definite, G is semidefinite exactly if 1ᵀH⁻¹1 ≤ 1 (matrix determinant lemma).
     """
-    alpha, gap = torch.zeros_like(gram[..., 0]), torch.where(active.any(-1), torch.inf, gram.new_zeros(()))
+    some = active.any(-1)
+    found = Attempt(
+        torch.zeros_like(gram[..., 0]), gram.new_zeros(len(gram)), torch.where(some, torch.inf, 0.0).to(gram), ~some
+    )
     where, shifted, support = torch.arange(len(gram)), gram + 1, active
     fewest, patience = torch.full_like(where, gram.shape[-1] + 1), torch.full_like(where, _PATIENCE)
-    for _ in range(MAX_STEPS):
-        factor = _factor(shifted, support)
+    for step in range(MAX_STEPS):
+        factor, failed = _factor(shifted, support)
         point, product = _solve(shifted, support, factor)
+        if step == 0:
+            found.definite.logical_or_((failed == 0) & (point.sum(-1) <= 1 + _SEMIDEFINITE))
         wrong = torch.where(
             support, point < -_ROUNDING * point.sum(-1, keepdim=True), active & (product < 1 - _ROUNDING)
         )
@@ -46,8 +65,9 @@ def solve_active_set(gram: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         ended = (count == 0).nonzero().squeeze(-1)
         if len(ended):
             done = slice(None) if len(ended) == len(where) else ended
-            found = _finish(gram[where[done]], point[done], factor[done], support[done], active[done])
-            alpha[where[done]], gap[where[done]] = found
+            ends = where[done]
+            solved = _finish(gram[ends], point[done], factor[done], support[done], active[done])
+            found.alpha[ends], found.value[ends], found.gap[ends] = solved
             left = count.nonzero().squeeze(-1)
             if not len(left):
                 break
@@ -57,17 +77,17 @@ def solve_active_set(gram: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         fewest = torch.minimum(fewest, count)
         last = wrong & (wrong.flip(-1).cumsum(-1).flip(-1) == 1)
         support = support ^ torch.where((patience > 0).unsqueeze(-1), wrong, last)
-    return alpha, gap
+    return found
 
 
-def _factor(shifted: Tensor, support: Tensor) -> Tensor:
-    """Cholesky factor of H_SS + ridge, the identity in the other rows."""
+def _factor(shifted: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
+    """Cholesky factor of H_SS + ridge, the identity in the other rows; and where it failed (not zero)."""
     on = support.to(shifted.dtype)
     system = shifted * on.unsqueeze(-1)
     system *= on.unsqueeze(-2)
     system.diagonal(dim1=-2, dim2=-1).add_(1 + RIDGE - on)
-    factor: Tensor = torch.linalg.cholesky_ex(system)[0]
-    return factor
+    factor, failed = torch.linalg.cholesky_ex(system)
+    return factor, failed
 
 
 def _solve(shifted: Tensor, support: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,16 +103,19 @@ def _back(factor: Tensor, right: Tensor) -> Tensor:
     return solution
 
 
-def _finish(gram: Tensor, point: Tensor, factor: Tensor, support: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-    """α and its gap: x scaled to the simplex, or that after a step of refinement, which takes the ridge's error out.
+def _finish(
+    gram: Tensor, point: Tensor, factor: Tensor, support: Tensor, active: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """α, value and gap of x scaled to the simplex, or of that after a step of refinement, which undoes the ridge.
 
     The step solves H Δ = v − G α on the support, v = αᵀGα. Where H is singular it only adds noise, and is not taken.
     """
     alpha, slope, value, gap = _certify(gram, point, active)
     residual = torch.where(support, value.unsqueeze(-1) - slope, 0.0).unsqueeze(-1)
-    refined, _, _, refined_gap = _certify(gram, alpha + _back(factor, residual).squeeze(-1), active)
-    alpha = torch.where((refined_gap < gap).unsqueeze(-1), refined, alpha)
-    return alpha, torch.minimum(gap, refined_gap)
+    refined, _, refined_value, refined_gap = _certify(gram, alpha + _back(factor, residual).squeeze(-1), active)
+    better = refined_gap < gap
+    alpha = torch.where(better.unsqueeze(-1), refined, alpha)
+    return alpha, torch.where(better, refined_value, value), torch.where(better, refined_gap, gap)
 
 
 def _certify(gram: Tensor, point: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -105,4 +128,4 @@ def _certify(gram: Tensor, point: Tensor, active: Tensor) -> tuple[Tensor, Tenso
     usable = torch.isfinite(value)
     # Without an active row there is no mass to scale by, and no gap.
     gap = torch.where(usable | ~active.any(-1), gap, torch.inf)
-    return torch.where(usable.unsqueeze(-1), alpha, 0.0), slope, value, gap
+    return torch.where(usable.unsqueeze(-1), alpha, 0.0), slope, torch.where(usable, value, 0.0), gap

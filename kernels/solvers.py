@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .active_set import solve_active_set
+from .active_set import Attempt, solve_active_set
 from .faces import MAX_FACES_SIZE, solve_faces
 from .interior_point import solve_interior_point
 from .one_problem import solve_one
@@ -32,16 +32,35 @@ def solve_certified(gram: Tensor, active: Tensor) -> Tensor:
 
     On a device other than the CPU the latter takes all, because choosing would wait for the device.
     """
-    robust = solve_faces if gram.shape[-1] <= MAX_FACES_SIZE else solve_interior_point
-    if gram.device.type != "cpu" or gram.dtype != torch.float64:
-        return robust(gram, active)
-    alpha, gap = solve_active_set(gram, active)
-    missed = (gap > _CERTIFIED).nonzero().squeeze(-1)
+    if not _readable(gram):
+        return _robust(gram)(gram, active)
+    return _attempt(gram, active).alpha
+
+
+def _attempt(gram: Tensor, active: Tensor) -> Attempt:
+    found = solve_active_set(gram, active)
+    missed = (found.gap > _CERTIFIED).nonzero().squeeze(-1)
     if len(missed):
-        again = robust(gram[missed], active[missed])
-        better = _gap(gram[missed], again, active[missed]) < gap[missed]
-        alpha[missed] = torch.where(better.unsqueeze(-1), again, alpha[missed])
-    return alpha
+        again = _judged(gram[missed], _robust(gram)(gram[missed], active[missed]), active[missed])
+        better = again.gap < found.gap[missed]
+        chosen = missed[better]
+        found.alpha[chosen], found.value[chosen], found.gap[chosen] = (part[better] for part in again)
+    return found
+
+
+def _robust(gram: Tensor) -> Solver:
+    return solve_faces if gram.shape[-1] <= MAX_FACES_SIZE else solve_interior_point
+
+
+def _readable(gram: Tensor) -> bool:
+    """Whether reading values is free and the arithmetic is that of the active-set method."""
+    return gram.device.type == "cpu" and gram.dtype == torch.float64
+
+
+def _judged(gram: Tensor, alpha: Tensor, active: Tensor) -> MinNorm:
+    slope = (gram @ alpha.unsqueeze(-1)).squeeze(-1)
+    value = (alpha * slope).sum(-1)
+    return MinNorm(alpha, value, frank_wolfe_gap(slope, value, active))
 
 
 SOLVERS: dict[str, Solver] = {
@@ -62,29 +81,33 @@ def solve_on_simplex(gram: Tensor, active: Tensor, solver: Solver | None = None)
     size = gram.shape[-1]
     flat, flat_active = gram.reshape(-1, size, size), active.reshape(-1, size)
     alone = None
-    if solver is None and len(flat) == 1 and gram.device.type == "cpu" and gram.dtype == torch.float64:
+    if solver is None and len(flat) == 1 and _readable(gram):
         alone = _solve_alone(flat, flat_active)
-    alpha, value, gap = alone or _solve_batches(flat, flat_active, solver or solve_certified)
+    alpha, value, gap = alone or solve_batch(flat, flat_active, solver)[0]
     shape = gram.shape[:-2]
     return MinNorm(alpha.reshape(gram.shape[:-1]), value.reshape(shape), gap.reshape(shape))
 
 
-def _solve_batches(gram: Tensor, active: Tensor, solver: Solver) -> MinNorm:
+def solve_batch(gram: Tensor, active: Tensor, solver: Solver | None = None) -> tuple[MinNorm, Tensor]:
+    """:func:`solve_on_simplex` for [N, K, K]; also where G is known to be semidefinite, bool [N] (False: not known)."""
     # Larger temporaries are mapped anew by a CPU's allocator each time; a GPU is kept busier by one batch.
     chunk = max(1, _CHUNK_ELEMENTS // gram.shape[-1] ** 2) if gram.device.type == "cpu" else max(1, len(gram))
-    parts = [_solve_batch(g, a, solver) for g, a in zip(gram.split(chunk), active.split(chunk), strict=True)]
-    return parts[0] if len(parts) == 1 else MinNorm(*(torch.cat(same) for same in zip(*parts, strict=True)))
+    parts = [_solve_chunk(g, a, solver) for g, a in zip(gram.split(chunk), active.split(chunk), strict=True)]
+    alpha, value, gap, definite = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+    return MinNorm(alpha, value, gap), definite
 
 
-def _solve_batch(gram: Tensor, active: Tensor, solver: Solver) -> MinNorm:
+def _solve_chunk(gram: Tensor, active: Tensor, solver: Solver | None) -> Attempt:
     # Dividing by the largest diagonal entry makes every tolerance relative.
     scale = gram.diagonal(dim1=-2, dim2=-1).amax(-1)
     scale = torch.where(scale > 0, scale, 1.0)
     scaled = gram / scale[:, None, None]
-    alpha = solver(scaled, active)
-    slope = (scaled @ alpha.unsqueeze(-1)).squeeze(-1)
-    value = (alpha * slope).sum(-1)
-    return MinNorm(alpha, value * scale, frank_wolfe_gap(slope, value, active) * scale)
+    if solver is None and _readable(gram):
+        found = _attempt(scaled, active)
+    else:
+        alpha = (solver or solve_certified)(scaled, active)
+        found = Attempt(*_judged(scaled, alpha, active), torch.zeros_like(scale, dtype=torch.bool))
+    return found._replace(value=found.value * scale, gap=found.gap * scale)
 
 
 def solve_ordinary(gram: Tensor) -> MinNorm | None:
@@ -107,8 +130,3 @@ def _solve_alone(gram: Tensor, active: Tensor) -> MinNorm | None:
         return None
     alpha, value, gap = found
     return MinNorm(torch.zeros_like(gram[:, 0]).index_copy_(1, rows, alpha.unsqueeze(0)), value[None], gap[None])
-
-
-def _gap(gram: Tensor, alpha: Tensor, active: Tensor) -> Tensor:
-    slope = (gram @ alpha.unsqueeze(-1)).squeeze(-1)
-    return frank_wolfe_gap(slope, (alpha * slope).sum(-1), active)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from marble_kernels.min_norm import min_norm, min_norm_torch, solver_dtype
 from marble_kernels.simplex import restrict
-from marble_kernels.solvers import SOLVERS, MinNorm, solve_ordinary
+from marble_kernels.solvers import SOLVERS, MinNorm, solve_batch, solve_ordinary
 
 from .reference_solvers import REFERENCE_SOLVERS, LinearConstraints
 
@@ -74,9 +74,14 @@ def solve_min_norm(
     work = gram.detach().to(solver_dtype(gram.device))
     if mask is not None:
         work = restrict(work, active)
-    if gram.device.type == "cpu" and not check_gram(work):
+    readable = gram.device.type == "cpu"
+    if readable and not check_entries(work):
         # αᵀGα sees the symmetric part only, and a product of fp32 rows is symmetric up to rounding.
         work = (work + work.mT) / 2
+    if method == "auto" and readable and floor == 0:
+        return _like(_solve_and_check(work, active), gram)
+    if readable:
+        check_definite(work)
     if method in REFERENCE_SOLVERS:
         alpha, gap = REFERENCE_SOLVERS[method](work, active, floor, constraints)
         value = (alpha * (work @ alpha.unsqueeze(-1)).squeeze(-1)).sum(-1)
@@ -84,6 +89,17 @@ def solve_min_norm(
     if method == "auto":
         return _like(min_norm(work, mask, floor), gram)
     return _like(min_norm_torch(work, mask, floor, solver=SOLVERS[method]), gram)
+
+
+def _solve_and_check(gram: Tensor, active: Tensor) -> MinNorm:
+    """Solve on a CPU, and look for the lowest eigenvalue only where the solver did not come across definiteness."""
+    size = gram.shape[-1]
+    flat = gram.reshape(-1, size, size)
+    (alpha, value, gap), definite = solve_batch(flat, active.reshape(-1, size))
+    if not definite.all():
+        check_definite(flat[~definite])
+    shape = gram.shape[:-2]
+    return MinNorm(alpha.reshape(gram.shape[:-1]), value.reshape(shape), gap.reshape(shape))
 
 
 def _solve_ordinary(gram: Tensor) -> MinNorm | None:
@@ -110,11 +126,10 @@ def check_floor(floor: float, size: int) -> None:
         )
 
 
-def check_gram(gram: Tensor) -> bool:
-    """Raise ``ValueError`` for a batch of Grams that is not finite, not symmetric or clearly indefinite.
+def check_entries(gram: Tensor) -> bool:
+    """Raise ``ValueError`` unless the Grams are finite and symmetric up to 1e-4 of their largest entry.
 
-    Returns whether it is symmetric to the last bit. "Clearly" is 1e-4 of the largest entry, far above the rounding
-    of an fp32 Gram.
+    Returns whether they are symmetric to the last bit.
     """
     # Parts that a CPU's cache can hold.
     parts = gram.reshape(-1, *gram.shape[-2:]).split(max(1, _CHUNK_ELEMENTS // gram.shape[-1] ** 2))
@@ -122,23 +137,28 @@ def check_gram(gram: Tensor) -> bool:
 
 
 def _check_part(gram: Tensor) -> bool:
-    scale = gram.abs().amax((-2, -1), keepdim=True)
-    # The largest entry is NaN or inf if any is.
-    if not torch.isfinite(scale).all():
+    # The sum is not finite if an entry is not.
+    if not torch.isfinite(gram.sum()) and not torch.isfinite(gram).all():
         raise ValueError("gram holds NaN or inf in an active row: exclude that row with mask=")
-    symmetric = torch.equal(gram, gram.mT)
-    if not symmetric and ((gram - gram.mT).abs() > _CLEARLY * scale).any():
+    if torch.equal(gram, gram.mT):
+        return True
+    if ((gram - gram.mT).abs() > _CLEARLY * _largest(gram)).any():
         raise ValueError("gram is not symmetric: pass rows @ rows.T, for example from gram_matrix(rows)")
-    # Cholesky in fp32 finds the suspects in a tenth of the time that eigenvalues take.
-    shifted = (gram / torch.where(scale > 0, scale, 1.0)).float()
-    shifted.diagonal(dim1=-2, dim2=-1).add_(_CLEARLY)
-    suspect = torch.linalg.cholesky_ex(shifted)[1] > 0
-    if not suspect.any():
-        return symmetric
-    lowest = torch.linalg.eigvalsh((gram + gram.mT)[suspect] / 2)[..., 0]
-    if (lowest < -_CLEARLY * scale[suspect, 0, 0]).any():
+    return False
+
+
+def check_definite(gram: Tensor) -> None:
+    """Raise ``ValueError`` for a batch of Grams with an eigenvalue that is clearly below zero.
+
+    "Clearly" is 1e-4 of the largest entry, far above the rounding of an fp32 Gram.
+    """
+    lowest = torch.linalg.eigvalsh((gram + gram.mT) / 2)[..., 0]
+    if (lowest < -_CLEARLY * _largest(gram)[..., 0, 0]).any():
         raise ValueError(
             f"gram is indefinite (smallest eigenvalue {lowest.min().item():.3g}): no set of gradients has it; "
             "pass rows @ rows.T"
         )
-    return symmetric
+
+
+def _largest(gram: Tensor) -> Tensor:
+    return gram.abs().amax((-2, -1), keepdim=True)

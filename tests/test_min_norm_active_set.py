@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from families import FAMILIES, grams, relative
 from marble_kernels import solvers
-from marble_kernels.active_set import solve_active_set
+from marble_kernels.active_set import Attempt, solve_active_set
 from marble_kernels.one_problem import solve_one
 from marble_opt import solve_min_norm
 
@@ -68,10 +68,10 @@ def test_masks_and_floors(count: int, random: Generator) -> None:
 def test_problems_without_a_certificate_go_to_another_method(
     random: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def give_up(gram: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, gap = solve_active_set(gram, active)
-        alpha[::2], gap[::2] = 0, torch.inf
-        return alpha, gap
+    def give_up(gram: Tensor, active: Tensor) -> Attempt:
+        found = solve_active_set(gram, active)
+        found.alpha[::2], found.gap[::2] = 0, torch.inf
+        return found
 
     gram = grams("gaussian", random, 9, 5)
     expected = solve_min_norm(gram)
@@ -82,7 +82,8 @@ def test_problems_without_a_certificate_go_to_another_method(
 def test_pivoting_ends_on_singular_problems(random: Generator) -> None:
     gram = grams("rank_deficient", random, 50, 32, 50)
     gram = gram / gram.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
-    alpha, gap = solve_active_set(gram, torch.ones(50, 32, dtype=torch.bool))
+    alpha, _, gap, definite = solve_active_set(gram, torch.ones(50, 32, dtype=torch.bool))
+    assert definite.all()
     found = torch.isfinite(gap)
     assert found.any()
     torch.testing.assert_close(alpha[found].sum(-1), torch.ones_like(gap[found]))
