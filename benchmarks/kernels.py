@@ -6,24 +6,23 @@
 Rows go to results/kernels.jsonl; those of the same hardware are replaced.
 """
 
-if __name__ != "__main__":
-    # transformers looks for a package of this name, and a script's own folder comes first on the path.
-    raise ImportError("this is a benchmark's script, not the package `kernels`")
-
 import argparse
 import warnings
 
 import torch
-from kernel_bandwidth import all_rows
-from kernels_solvers import PACKAGES, SIZES, measure, table
-from kernels_step import step_rows
-from measure import RESULTS, facts, store, versions
 
-FILE = RESULTS / "kernels.jsonl"
+# Everything else is imported where it is used: transformers looks for a package of this file's name, finds this file
+# first on a script's path, and must be able to import it and see that it is too old to be of use.
+__version__ = "0"
 
 
 def benchmark(device: str, rounds: int, sizes: list[int]) -> list[dict]:
     """All rows of this machine."""
+    from kernel_bandwidth import all_rows
+    from kernels_solvers import PACKAGES, measure
+    from kernels_step import step_rows
+    from measure import facts, versions
+
     shared = facts("kernels", {"rounds": rounds}) | {"versions": versions(PACKAGES)}
     rows = []
     for size in sizes:
@@ -48,6 +47,9 @@ def kernel_table(rows: list[dict]) -> str:
 
 def main() -> None:
     """Measure, store rows, print tables."""
+    from kernels_solvers import SIZES, table
+    from measure import RESULTS, store
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
@@ -55,7 +57,11 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     rows = benchmark(arguments.device, arguments.rounds, arguments.sizes)
-    store(rows, FILE, lambda row: (row["benchmark"], row["hardware"], row.get("rewards"), row["method"]))
+    store(
+        rows,
+        RESULTS / "kernels.jsonl",
+        lambda row: (row["benchmark"], row["hardware"], row.get("rewards"), row["method"]),
+    )
     print(table(rows))
     print(kernel_table(rows))
 

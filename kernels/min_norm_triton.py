@@ -58,7 +58,7 @@ def _ratio(held, new, blocking):  # type: ignore[no-untyped-def]
     return tl.where(blocking, held / tl.where(blocking, held - new, 1.0), _INF)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def min_norm_kernel(  # type: ignore[no-untyped-def]
     gram_pointer,
     mask_pointer,
