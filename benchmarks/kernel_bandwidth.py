@@ -7,22 +7,17 @@ Bytes are those that must move at least once: a share of 1 means that nothing is
 """
 
 import statistics
-import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
+from measure import quantiles
+from measure import seconds as wall_time
 from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
+from marble_kernels.combine import clip_scale, combine
+from marble_kernels.fused_adamw import fused_adamw
+from marble_kernels.gram import gram
 
-from marble_kernels.combine import clip_scale, combine  # noqa: E402
-from marble_kernels.fused_adamw import fused_adamw  # noqa: E402
-from marble_kernels.gram import gram  # noqa: E402
-
-BENCHMARK = "kernel_bandwidth"
 P, PARAMETERS = 18_800_000, 400
 ADAMW = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -39,12 +34,7 @@ def times(call: Callable[[], object], device: str, repeats: int = 50) -> list[fl
     """Seconds of single calls. On a GPU the host's launch time is left out: the call is captured and replayed."""
     if device == "cpu":
         call()
-        found = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            call()
-            found.append(time.perf_counter() - start)
-        return found
+        return [wall_time(call) for _ in range(repeats)]
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -65,11 +55,8 @@ def times(call: Callable[[], object], device: str, repeats: int = 50) -> list[fl
 
 
 def row(method: str, metric: str, values: Sequence[float], settings: dict) -> dict:
-    """One row: the median, and the quantiles at 20 % and 80 %."""
-    ordered = sorted(values)
-    low, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.2, 0.8))
-    found = {"benchmark": BENCHMARK, "method": method, "metric": metric, "value": statistics.median(ordered)}
-    return found | {"q20": low, "q80": high, "settings": settings}
+    """One row without the facts that all rows share."""
+    return {"method": method, "metric": metric, "settings": settings} | quantiles(values)
 
 
 def copy_bandwidth(device: str, total: int = 2**28) -> list[dict]:

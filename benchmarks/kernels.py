@@ -19,14 +19,14 @@ __version__ = "0"
 def benchmark(device: str, rounds: int, sizes: list[int]) -> list[dict]:
     """All rows of this machine."""
     from kernel_bandwidth import all_rows
-    from kernels_solvers import PACKAGES, measure
+    from kernels_solvers import PACKAGES, solver_rows
     from kernels_step import step_rows
     from measure import facts, versions
 
     shared = facts("kernels", {"rounds": rounds}) | {"versions": versions(PACKAGES)}
     rows = []
     for size in sizes:
-        rows += [shared | row for row in measure(size, rounds, device)]
+        rows += [shared | row for row in solver_rows(size, rounds)]
         print(f"solvers, K = {size}: done", flush=True)
     if device == "cuda":
         rows += [shared | row for row in (*all_rows(device), *step_rows(device, rounds=50))]

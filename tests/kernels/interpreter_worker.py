@@ -1,16 +1,19 @@
-"""Runs every case of streaming_cases in Triton's interpreter; prints one JSON object: case → traceback or null.
+"""Runs every case of a module in Triton's interpreter; prints one JSON object: case → traceback or null.
 
 A process of its own, because the interpreter is chosen when Triton is imported.
 """
 
 import json
 import os
+import sys
 import traceback
+import warnings
+from importlib import import_module
 
 os.environ["TRITON_INTERPRET"] = "1"
+warnings.simplefilter("ignore")
 
 import torch
-from streaming_cases import CASES
 from triton.runtime import interpreter
 
 # Loop bounds that were loaded are arrays of one element here. numpy 2.4 no longer turns those into numbers, which the
@@ -26,7 +29,7 @@ def _patch_with_index(tensor: type, *scope: object) -> None:
 interpreter._patch_lang_tensor = _patch_with_index
 
 results = {}
-for name, case in CASES.items():
+for name, case in import_module(sys.argv[1]).CASES.items():
     torch.manual_seed(0)
     try:
         case("cpu")

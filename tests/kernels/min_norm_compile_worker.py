@@ -1,41 +1,25 @@
 """Compiles the min-norm kernel for GPUs that are not here and prints one JSON object per variant and target.
 
-A process of its own with the interpreter off. Works with triton 3.6 and 3.9.
+A process of its own with the interpreter off.
 """
 
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 import warnings
 
 os.environ["TRITON_INTERPRET"] = "0"
 warnings.simplefilter("ignore")
 
 import triton
+from assembler import resources
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia import compiler as nvidia
 from triton.compiler import ASTSource
 
 from marble_kernels.min_norm_triton import min_norm_kernel, warps
 
 POINTERS = {name: "*fp64" for name in ("gram", "prior", "alpha", "value", "gap")} | {"mask": "*i1"}
-
-
-def _resources(ptx: str, architecture: int) -> tuple[int, int]:
-    """(registers per thread, bytes spilled), as the assembler reports them."""
-    tool = nvidia.get_ptxas(architecture)
-    path = tool[0] if isinstance(tool, tuple) else getattr(tool, "path", tool)
-    target = f"sm_{architecture}{'a' if architecture >= 90 else ''}"
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(ptx)
-        file.flush()
-        command = [path, "-v", f"--gpu-name={target}", file.name, "-o", os.devnull]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    spilled = sum(int(found) for found in re.findall(r"(\d+) bytes spill", text))
-    return int(re.search(r"Used (\d+) registers", text)[1]), spilled
 
 
 def _compile(width: int, options: bool, architecture: int) -> dict:
@@ -46,7 +30,7 @@ def _compile(width: int, options: bool, architecture: int) -> dict:
     source = ASTSource(min_norm_kernel, signature, {(names.index(key),): value for key, value in constants.items()})
     target = GPUTarget("cuda", architecture, 32)
     done = triton.compile(source, target=target, options={"num_warps": warps(width)})
-    registers, spilled = _resources(done.asm["ptx"], architecture)
+    registers, spilled = resources(done.asm["ptx"], architecture)
     return {
         "width": width,
         "options": options,

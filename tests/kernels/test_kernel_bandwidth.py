@@ -16,7 +16,7 @@ def test_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = kernel_bandwidth.all_rows("cpu", total=4000, parameters=4, copied=1000)
     assert {row["method"] for row in rows} >= {"copy", "gram", "combine", "fused_adamw", "fused_adamw by torch"}
     for row in rows:
-        assert set(row) == {"benchmark", "method", "metric", "value", "q20", "q80", "settings"}
+        assert set(row) == {"method", "metric", "value", "q20", "q80", "settings"}
         assert 0 < row["q20"] <= row["value"] <= row["q80"]
 
 

@@ -1,12 +1,7 @@
 """The min-norm kernel as compiled for sm_80 and sm_90, without a GPU: registers, spills, shared memory."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from worker import run_worker
 
 pytest.importorskip("triton")
 TARGETS = ("80", "90")
@@ -14,11 +9,7 @@ TARGETS = ("80", "90")
 
 @pytest.fixture(scope="module")
 def compiled() -> list[dict]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, str(Path(__file__).with_name("min_norm_compile_worker.py")), *TARGETS]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    rows = run_worker("min_norm_compile_worker.py", *TARGETS)
     assert len(rows) == 3 * 2 * len(TARGETS)
     return rows
 

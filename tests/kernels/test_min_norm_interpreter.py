@@ -1,24 +1,15 @@
 """The min-norm kernel in Triton's interpreter, against every face of the simplex."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from min_norm_cases import CASES
+from worker import run_worker
 
 pytest.importorskip("triton")
 
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, str | None]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    worker = Path(__file__).with_name("min_norm_worker.py")
-    done = subprocess.run([sys.executable, str(worker)], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_worker("interpreter_worker.py", "min_norm_cases")[-1]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,15 +1,9 @@
 """The streaming kernels as compiled for sm_80 and sm_90, without a GPU: registers, shared memory, vector loads."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from worker import run_worker
 
 pytest.importorskip("triton")
-WORKER = Path(__file__).with_name("compile_worker.py")
 TARGETS = (80, 90)
 # Registers at which as many programs of 128 threads fit side by side as gram_triton counts on (65536 registers). The
 # numbers differ a little between versions of Triton.
@@ -18,11 +12,7 @@ REGISTERS = {2: 40, 5: 96, 10: 168, 12: 255, 16: 80, 32: 80}
 
 @pytest.fixture(scope="module")
 def compiled() -> list[dict]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, str(WORKER), *map(str, TARGETS)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return run_worker("streaming_compile_worker.py", *map(str, TARGETS))
 
 
 def _of(compiled: list[dict], kernel: str) -> list[dict]:

@@ -1,14 +1,12 @@
 """Compiles the streaming kernels for GPUs that are not here and prints one JSON object per kernel and target.
 
-A process of its own with the interpreter off. Works with triton 3.6 and 3.9.
+A process of its own with the interpreter off.
 """
 
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 import warnings
 from types import SimpleNamespace
 
@@ -17,8 +15,8 @@ warnings.simplefilter("ignore")
 
 import torch
 import triton
+from assembler import resources
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia import compiler as nvidia
 from triton.compiler import ASTSource
 
 from marble_kernels import combine_triton, fused_adamw_triton, gram_passes_triton, gram_triton
@@ -36,20 +34,6 @@ def _type(name: str) -> str:
     return {"usable": "*u8", "count": "i32"}.get(name, "fp32")
 
 
-def _registers(ptx: str, architecture: int) -> tuple[int, int]:
-    """(registers per thread, bytes spilled), as the assembler reports them."""
-    tool = nvidia.get_ptxas(architecture)
-    path = tool[0] if isinstance(tool, tuple) else getattr(tool, "path", tool)
-    target = f"sm_{architecture}{'a' if architecture >= 90 else ''}"
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(ptx)
-        file.flush()
-        command = [path, "-v", f"--gpu-name={target}", file.name, "-o", os.devnull]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    spilled = sum(int(found) for found in re.findall(r"(\d+) bytes spill", text))
-    return int(re.search(r"Used (\d+) registers", text)[1]), spilled
-
-
 def _compile(name: str, kernel: object, options: dict, architecture: int) -> dict:
     constants = {key: value for key, value in options.items() if key not in ("num_warps", "enable_fp_fusion")}
     names = kernel.arg_names
@@ -61,7 +45,7 @@ def _compile(name: str, kernel: object, options: dict, architecture: int) -> dic
     build = {"num_warps": options["num_warps"], "enable_fp_fusion": options["enable_fp_fusion"]}
     done = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=build)
     ptx = done.asm["ptx"]
-    registers, spilled = _registers(ptx, architecture)
+    registers, spilled = resources(ptx, architecture)
     count = lambda pattern: len(re.findall(pattern, ptx))  # noqa: E731
     return {
         "name": name,
