@@ -65,28 +65,46 @@ def combine_torch(
 ) -> list[Tensor | None]:
     """The twin, one parameter after the other."""
     result: list[Tensor | None] = []
+    mix = Mixture(coefficients, scale)
     for index, shape in enumerate(rows.shapes):
         target = None if outputs is None else outputs[index]
         if shape is None or (outputs is not None and target is None):
             result.append(target)
             continue
-        value = combined_segment(rows, index, coefficients, scale).view(shape)
+        value = mix.segment(rows, index).view(shape)
         result.append(value if target is None else target.copy_(value))
     return result
 
 
-def combined_segment(rows: Rows, index: int, coefficients: Tensor, scale: Tensor | None) -> Tensor:
-    """d of one segment, flat."""
-    dtype = torch.float64 if rows.wide else torch.float32
-    matrix = rows.matrix(index, dtype)
-    assert matrix is not None
-    weights = coefficients.to(dtype)
-    if rows.shared is not None:
-        weights = torch.cat([weights, weights.new_ones(1)])
-    # 0 · NaN is NaN, so rows left out are replaced.
-    used = torch.where((weights != 0).unsqueeze(1), matrix, 0.0)
-    value = weights @ used
-    return value if scale is None else value * scale.to(dtype)
+class Mixture:
+    """scale · (Σ_k c_k g_k + shared), segment by segment. 0 · NaN is NaN, so rows with c_k = 0 are left out.
+
+    Args:
+        coefficients: c [K], in the dtype of the result.
+        scale: 0-d, or ``None`` for 1.
+    """
+
+    def __init__(self, coefficients: Tensor, scale: Tensor | None) -> None:
+        self.weights, self.scale, self.used = coefficients, scale, coefficients != 0
+        # On a CPU reading is free: only rows in use are touched. Elsewhere the others are replaced by zeros.
+        self.kept = self.used.nonzero().squeeze(1) if coefficients.is_cpu else None
+        self.every = self.kept is not None and len(self.kept) == len(coefficients)
+
+    def segment(self, rows: Rows, index: int) -> Tensor:
+        """d of one segment, flat; something reaches it."""
+        block, last = rows.parts(index, self.weights.dtype)
+        value = last
+        if block is not None:
+            value = self._rows(block) if last is None else self._rows(block) + last
+        assert value is not None
+        return value if self.scale is None else value * self.scale
+
+    def _rows(self, block: Tensor) -> Tensor:
+        if self.every:
+            return self.weights @ block
+        if self.kept is None:
+            return self.weights @ torch.where(self.used.unsqueeze(1), block, 0.0)
+        return self.weights[self.kept] @ block[self.kept]
 
 
 @torch.no_grad()

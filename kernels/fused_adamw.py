@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .combine import checked_coefficients, combined_segment, scalar
+from .combine import Mixture, checked_coefficients, scalar
 from .dispatch import use_triton
 from .segments import KERNEL_DTYPES, Rows, RowsLike, SharedLike
 from .tables import signature
@@ -119,12 +119,13 @@ def adamw_torch(
     usable: Tensor | None,
 ) -> None:
     """The twin, one parameter after the other."""
+    mix = Mixture(coefficients, scale)
     for index, param in enumerate(params):
         shape = rows.shapes[index]
         if shape is None:
             continue
         dtype = torch.promote_types(param.dtype, torch.float32)
-        gradient = combined_segment(rows, index, coefficients, scale).view(shape).to(dtype)
+        gradient = mix.segment(rows, index).view(shape).to(dtype)
         if maximize:
             gradient = -gradient
         step = steps[index] + 1

@@ -58,15 +58,21 @@ def gram(
 
 def gram_torch(rows: Rows, metric: Sequence[Tensor] | None, groups: Sequence[int] | None, group_count: int) -> Tensor:
     """The twin: one matmul per segment, [G, S, S]."""
-    dtype = torch.float64 if rows.wide else torch.float32
+    dtype, count = torch.float64 if rows.wide else torch.float32, rows.count
     result = torch.zeros(group_count, rows.size, rows.size, dtype=dtype, device=rows.device)
     for index in range(len(rows.columns)):
-        matrix = rows.matrix(index, dtype)
-        if matrix is None:
-            continue
-        weighted = matrix if metric is None else matrix * metric[index].flatten().to(dtype)
-        result[0 if groups is None else groups[index]] += weighted @ matrix.mT
-    return (result + result.mT) / 2
+        block, last = rows.parts(index, dtype)
+        total = result[0 if groups is None else groups[index]]
+        weight = None if metric is None else metric[index].flatten().to(dtype)
+        if block is not None:
+            weighted = block if weight is None else block * weight
+            total[:count, :count] += weighted @ block.mT
+            if last is not None:
+                total[:count, count] += weighted @ last
+        if last is not None:
+            total[count, count] += torch.dot(last if weight is None else last * weight, last)
+    upper = result.triu()
+    return upper + upper.triu(1).mT
 
 
 def _metric(metric: MetricLike, rows: Rows) -> list[Tensor] | None:

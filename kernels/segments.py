@@ -7,7 +7,6 @@ reward reaches this parameter); or K lists of tensors, ``None`` standing for zer
 they lie, by address, so nothing is stacked or copied.
 """
 
-import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -115,23 +114,18 @@ class Rows:
             return None if column is None else column.dtype
         return next((tensor.dtype for tensor in column if tensor is not None), None)
 
-    def matrix(self, index: int, dtype: torch.dtype) -> Tensor | None:
-        """A segment as [size, n], converted; ``None`` if nothing reaches it. This is what the twins compute on."""
-        shape, column, last = self.shapes[index], self.columns[index], None
-        if shape is None:
-            return None
-        if self.shared is not None:
-            last = self.shared[index]
-        some = next(tensor for tensor in self._segment(index))
-        zero = torch.zeros(math.prod(shape), dtype=dtype, device=some.device)
+    def parts(self, index: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        """A segment's rows [K, n] and shared row [n], converted; ``None`` where nothing reaches it. For the twins."""
+        column, last = self.columns[index], None if self.shared is None else self.shared[index]
+        shared = None if last is None else last.detach().flatten().to(dtype)
         if isinstance(column, Tensor):
-            rows = column.detach().flatten(1).to(dtype)
-        else:
-            present = column or (None,) * self.count
-            rows = torch.stack([zero if tensor is None else tensor.detach().flatten().to(dtype) for tensor in present])
-        if self.shared is None:
-            return rows
-        return torch.cat([rows, (zero if last is None else last.detach().flatten().to(dtype)).unsqueeze(0)])
+            return column.detach().flatten(1).to(dtype), shared
+        some = next((tensor for tensor in column or () if tensor is not None), None)
+        if column is None or some is None:
+            return None, shared
+        zero = torch.zeros(some.numel(), dtype=dtype, device=some.device)
+        rows = [zero if tensor is None else tensor.detach().flatten().to(dtype) for tensor in column]
+        return torch.stack(rows), shared
 
     def addresses(self, index: int) -> tuple[int, ...]:
         """Address of each row of a segment, 0 where there is none; the shared one last."""
