@@ -31,7 +31,7 @@ def denominator(state: Mapping[str, Any], group: Mapping[str, Any], parameter: T
     if "step" in state and "betas" in group:
         wide = torch.float32 if moment.device.type == "mps" else torch.float64
         count = torch.as_tensor(state["step"]).to(wide)
-        seen = 1 - torch.as_tensor(group["betas"][1]).to(count) ** count
+        seen = 1 - group["betas"][1] ** count
         root = root / torch.where(seen > 0, seen, 1.0).sqrt().to(root)
     positive: Tensor = (root + group.get("eps", 1e-8)).clamp_min(torch.finfo(root.dtype).tiny)
     return positive.contiguous()
