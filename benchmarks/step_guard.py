@@ -103,7 +103,7 @@ def tiny(seed: int) -> Iterator[tuple[str, str, float]]:
             guards[form].append(report.guard)
             harm[form]["gradient"].append(report.combined_cosines[active].min().item())
             harm[form]["step"].append(report.step_cosines[active].min().item())
-    for form, trainer in trainers.items():
+    for form in trainers:
         yield from summary(form, harm[form], TINY["tolerance"], guards[form])
         relative = [own / plain for own, plain in zip(times[form], times["min-norm"], strict=True)]
         yield form, "train step/time relative to min-norm", quantiles(relative)["value"]
@@ -188,10 +188,10 @@ def timed(form: str, options: dict) -> Callable[[int], float]:
 
 def measured(task: str, run: Callable[[int], Iterator[tuple[str, str, float]]], settings: dict) -> Rows:
     """One row per seed, form and metric."""
-    rows = []
+    rows, shared = [], facts("step_guard", settings)
     for seed in SEEDS:
-        shared = {**facts("step_guard", settings), "seed": seed, "task": task}
-        rows += [{**shared, "form": form, "metric": metric, "value": value} for form, metric, value in run(seed)]
+        own = {**shared, "seed": seed, "task": task}
+        rows += [{**own, "form": form, "metric": metric, "value": value} for form, metric, value in run(seed)]
         print(f"{task}: seed {seed} done", flush=True)
     return rows
 
