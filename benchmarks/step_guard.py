@@ -1,8 +1,8 @@
 """Question: how often does the base optimizer's real step hurt a reward of its batch, and what does guarding it cost?
 
-    python benchmarks/step_guard.py              the toy: 5 conflicting regressions, 600 AdamW steps, 3 seeds; seconds
+    python benchmarks/step_guard.py              the toy: 5 conflicting regressions, 600 AdamW steps, 3 seeds; minutes
     python benchmarks/step_guard.py --cost       time of a step with and without guard at 1 M parameters; a minute
-    python benchmarks/step_guard.py --tiny       the tiny text-to-image model, 20 AdamW steps, 3 seeds; 20 minutes
+    python benchmarks/step_guard.py --tiny       the tiny text-to-image model, 12 AdamW steps, 3 seeds; 12 minutes
     python benchmarks/step_guard.py --table      print the tables of results/step_guard.jsonl only
 
 A step is harmful if the cosine of the parameters' change with some active reward's descent direction on the same batch
@@ -15,11 +15,12 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import mean, stdev
 
 import torch
 from measure import RESULTS, facts, quantiles, seconds, store
-from step_guard_toy import Toy
+from step_guard_toy import REGIMES, Toy
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -36,20 +37,22 @@ FORMS: dict[str, dict] = {
     "metric adam": {"metric": "adam"},
     "metric adam + guard": {"metric": "adam", "guard": "step"},
 }
+WITHOUT_MOMENTUM = {f"{form}, β₁ = 0": FORMS[form] | {"betas": (0.0, 0.999)} for form in ("min-norm", "metric adam")}
 SHAPES = [(512, 8)] * 192 + [(2048, 8)] * 16
 TOY = {"steps": 600, "tolerance": 1e-6, "optimizer": "AdamW", "lr": 3e-3}
-TINY = {"steps": 20, "tolerance": 1e-3, "optimizer": "AdamW", "lr": 1e-3, "prompts": [2, 3, 3], "images": 4}
+TINY = {"steps": 12, "tolerance": 1e-3, "optimizer": "AdamW", "lr": 1e-3, "prompts": [2, 3, 3], "images": 4}
 COST = {"parameters": sum(a * b for a, b in SHAPES), "tensors": len(SHAPES), "rewards": 5, "rounds": 30}
 
 Rows = list[dict]
 
 
-def toy(seed: int) -> Iterator[tuple[str, str, float]]:
+def toy(seed: int, regime: str) -> Iterator[tuple[str, str, float]]:
     """(form, metric, value) of one seed; the step's cosines are computed here from autograd, not by marble_opt."""
-    for form, options in FORMS.items():
-        problem = Toy(seed)
+    for form, choice in (FORMS | WITHOUT_MOMENTUM).items():
+        problem, options = Toy(seed, regime), dict(choice)
         parameters = list(problem.model.parameters())
-        opt = Marble(torch.optim.AdamW(parameters, lr=TOY["lr"]), REWARDS, **options)
+        base = torch.optim.AdamW(parameters, lr=TOY["lr"], betas=options.pop("betas", (0.9, 0.999)))
+        opt = Marble(base, REWARDS, **options)
         harm, guards = no_harm(), []
         for step in range(TOY["steps"]):
             losses = problem.losses(step)
@@ -225,7 +228,8 @@ def main() -> None:
     elif arguments.tiny:
         rows = measured("tiny", tiny, TINY)
     else:
-        rows = [] if arguments.table else measured("toy", toy, TOY)
+        regimes = () if arguments.table else REGIMES
+        rows = [row for name in regimes for row in measured(f"toy, {name}", partial(toy, regime=name), TOY)]
     store(rows, FILE, lambda row: (row["task"], row["form"], row["metric"], row["seed"]))
     stored = [json.loads(line) for line in FILE.read_text().splitlines()]
     for task in dict.fromkeys(row["task"] for row in stored):

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-COUNT, INPUTS, HIDDEN, BATCH = 5, 6, 32, 60
+COUNT, INPUTS, HIDDEN = 5, 6, 32
+REGIMES = {"mini-batches": 60, "full batch": 300}
 # The losses' scales differ, as rewards' do.
 SCALES = (1.0, 2.0, 0.5, 1.0, 4.0)
 _SHARED = 0.2
@@ -12,12 +13,14 @@ _SHARED = 0.2
 class Toy:
     """Everything in fp64 and a function of the seed.
 
+    ``regime``: "mini-batches" draws 60 fresh samples for each step, "full batch" takes the same 300 in all.
+
     A sample belongs to one specialist, whose inputs lie around a centre of its own, or (a fifth of them) to all. On the
     shared ones the losses ask for different values, so that no network satisfies all.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, regime: str) -> None:
+        self.seed, self.regime = seed, regime
         random = torch.Generator().manual_seed(1000 + seed)
         self.centres = torch.randn(COUNT, INPUTS, generator=random, dtype=torch.float64)
         self.directions = torch.randn(COUNT, INPUTS, generator=random, dtype=torch.float64)
@@ -26,13 +29,15 @@ class Toy:
 
     def losses(self, step: int) -> dict[str, Tensor]:
         """The scaled losses of the batch of one step."""
-        raw = self._errors(1_000_003 * (self.seed + 1) + step, BATCH)
+        drawn = step if self.regime == "mini-batches" else 0
+        raw = self._errors(1_000_003 * (self.seed + 1) + drawn, REGIMES[self.regime])
         return {name: scale * loss for name, scale, loss in zip("abcde", SCALES, raw, strict=True)}
 
     @torch.no_grad()
     def final(self) -> tuple[float, float]:
-        """Mean and largest of the unscaled losses on 6000 fresh samples."""
-        errors = torch.stack(self._errors(seed=7, count=6000))
+        """Mean and largest of the unscaled losses: on 6000 fresh samples, or on the full batch."""
+        fresh = self.regime == "mini-batches"
+        errors = torch.stack(self._errors(7, 6000) if fresh else self._errors(1_000_003 * (self.seed + 1), 300))
         return errors.mean().item(), errors.max().item()
 
     def _errors(self, seed: int, count: int) -> list[Tensor]:

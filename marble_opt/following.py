@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from .cycle import BalanceCycle
 from .guard import GuardedStep, guard_step
+from .metric import refuse_sharded
 
 
 def follow_step(
@@ -23,11 +24,16 @@ def follow_step(
 
     Both need rows of this batch: a step between refreshes has none and is taken as it is. A copy of the parameters is
     kept meanwhile.
+
+    Raises:
+        NotImplementedError: a guard and a sharded parameter; no step is taken.
     """
     bank, report = cycle.collector.bank, cycle.report
     if not (bank and report is not None and (guard or track)):
         step()
         return
+    if guard:
+        refuse_sharded("guard='step'", parameters)
     before = [(parameter, parameter.detach().clone()) for parameter in cycle.known(list(parameters))]
     step()
     if guard:

@@ -88,14 +88,15 @@ class Projection:
 def project(gram: Tensor, active: Tensor) -> Projection:
     """Solve for λ from the Gram [K + 1, K + 1] of the rows and, last, the step:  [[J P⁻¹ Jᵀ, J u], [uᵀJᵀ, uᵀPu]].
 
-    Rows that are not ``active`` (bool [K]), zero or not finite are outside the cone, whatever they hold. A violation
-    below 8 roundings of ``gram``'s dtype, relative to |g_k| |u|, is none.
+    Rows that are not ``active`` (bool [K]), not finite, or whose square is below the normal numbers of ``gram``'s dtype
+    are outside the cone, whatever they hold. A violation below 8 roundings of that dtype, relative to |g_k| |u|, does
+    not count.
     """
-    resolution = torch.finfo(gram.dtype).eps
+    resolution, smallest = torch.finfo(gram.dtype).eps, torch.finfo(gram.dtype).tiny
     full = gram if gram.device.type == "mps" else gram.double()
     rows, products, length = full[:-1, :-1], full[:-1, -1], full[-1, -1].clamp_min(0).sqrt()
     energy = rows.diagonal()
-    keep = active & torch.isfinite(energy) & (energy > 0)
+    keep = active & torch.isfinite(energy) & (energy >= smallest)
     inverse = torch.where(keep, energy.clamp_min(0).rsqrt(), 0.0)
     unit = torch.where(keep.unsqueeze(-1) & keep, inverse.unsqueeze(-1) * rows * inverse, 0.0)
     before = torch.where(keep & (length > 0), products * inverse / length, 0.0)

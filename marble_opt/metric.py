@@ -21,7 +21,8 @@ def denominator(state: Mapping[str, Any], group: Mapping[str, Any], parameter: T
     """The diagonal of P for one parameter, in its shape and in fp32 or wider; ``None`` without such a second moment.
 
     A base that keeps no ``step`` per parameter gets no bias correction, one without ``eps`` gets 1e-8. With ``amsgrad``
-    v is the largest so far. Nothing is read from the device. Positive even where v and eps are zero.
+    v is the largest so far. Nothing is read from the device. At least the square root of the smallest normal number, so
+    that its inverse stays usable where v and eps are zero.
     """
     moment = state.get("max_exp_avg_sq", state.get("exp_avg_sq"))
     if not isinstance(moment, Tensor) or moment.shape != parameter.shape:
@@ -33,7 +34,7 @@ def denominator(state: Mapping[str, Any], group: Mapping[str, Any], parameter: T
         count = torch.as_tensor(state["step"]).to(wide)
         seen = 1 - group["betas"][1] ** count
         root = root / torch.where(seen > 0, seen, 1.0).sqrt().to(root)
-    positive: Tensor = (root + group.get("eps", 1e-8)).clamp_min(torch.finfo(root.dtype).tiny)
+    positive: Tensor = (root + group.get("eps", 1e-8)).clamp_min(torch.finfo(root.dtype).tiny ** 0.5)
     return positive.contiguous()
 
 
@@ -52,7 +53,9 @@ class AdamMetric:
 
         Raises:
             ValueError: the base optimizer has stepped and keeps no second moment.
+            NotImplementedError: a sharded parameter.
         """
+        refuse_sharded("metric='adam'", parameters)
         groups = {parameter: group for group in self.base.param_groups for parameter in group["params"]}
         states = [self.base.state.get(parameter, {}) for parameter in parameters]
         found = [denominator(s, groups[p], p) for s, p in zip(states, parameters, strict=True)]
@@ -83,6 +86,12 @@ def make_metric(name: str | None, base: Optimizer) -> AdamMetric | None:
     ):
         raise ValueError(_refusal(base))
     return AdamMetric(base)
+
+
+def refuse_sharded(option: str, parameters: Sequence[Tensor]) -> None:
+    """Raise ``NotImplementedError`` for sharded parameters (DTensor): a sum over one shard is no inner product."""
+    if any(hasattr(parameter, "device_mesh") for parameter in parameters):
+        raise NotImplementedError(f"{option} does not take sharded parameters (FSDP2, DTensor) yet: leave it out")
 
 
 def _refusal(base: Optimizer) -> str:
