@@ -139,16 +139,8 @@ class Marble(OptimizerWrapper):
         rule = BalanceRule(rewards, normalize=normalize, weights=weights, floor=floor, groups=groups, balancer=balancer)
         schedule = MicroSchedule(micro_steps, probe, shared_every)
         self._collector = GradientCollector(rule.rewards, self._parameters, not rule.observing, route, check)
-        self._cycle = BalanceCycle(
-            rule,
-            schedule,
-            self._collector,
-            refresh_every,
-            ema,
-            process_group,
-            reduction,
-            make_metric(metric, optimizer),
-        )
+        own = make_metric(metric, optimizer)
+        self._cycle = BalanceCycle(rule, schedule, self._collector, refresh_every, ema, process_group, reduction, own)
         self.max_grad_norm, self.track_step, self.fused, self.guard = max_grad_norm, track_step, fused, guard
         if fused and (reason := obstacle(optimizer)) is not None:
             warnings.warn(f"fused=True has no effect: {reason}; steps are combined, then the base's own", stacklevel=2)
