@@ -133,8 +133,9 @@ def summary(
         yield form, f"harmful share/{kind}", mean(float(cosine < -tolerance) for cosine in cosines)
         yield form, f"lowest cosine/{kind}", min(cosines)
     needed = [guard for guard in guards if guard is not None and guard.needed]
+    if guards[-1] is not None:
+        yield form, "guard/share corrected", len(needed) / len(guards)
     if needed:
-        yield form, "guard/share corrected", needed[-1].corrected.item() / len(guards)
         yield form, "guard/mean correction", mean(guard.correction.item() for guard in needed)
         yield form, "guard/largest residual", max(guard.residual.item() for guard in needed)
 
