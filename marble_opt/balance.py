@@ -84,6 +84,12 @@ class BalanceRule:
         return not callable(self.balancer)
 
     @property
+    def switched_on(self) -> Tensor:
+        """The rewards whose prior is not 0, bool [K]."""
+        slots = torch.ones(len(self.slots), dtype=torch.bool) if self.prior is None else self.prior > 0
+        return (self.membership.to(torch.bool) & slots.unsqueeze(-1)).any(0)
+
+    @property
     def observing(self) -> bool:
         """Whether the rewards are measured without acting on the update."""
         return self.balancer == "observe"

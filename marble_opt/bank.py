@@ -64,10 +64,10 @@ class GradientBank:
         for parameter in parameters:
             self._block(parameter)
 
-    def gram(self, parameters: Sequence[Tensor]) -> Tensor:
-        """Gram matrix [K + 1, K + 1] of the rows and, last, of what ``.grad`` holds."""
+    def gram(self, parameters: Sequence[Tensor], metric: Sequence[Tensor] | None = None) -> Tensor:
+        """Gram matrix [K + 1, K + 1] of the rows and, last, of what ``.grad`` holds, with ``metric`` weights."""
         blocks = [self.blocks.get(parameter) for parameter in parameters]
-        return gram_of_blocks(self.size, blocks, [parameter.grad for parameter in parameters])
+        return gram_of_blocks(self.size, blocks, [parameter.grad for parameter in parameters], metric)
 
     def products(self, vectors: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         """Inner products [K] of every row with a vector given as (parameter, tensor) pairs."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from .balance import BalanceRule
 from .collector import GradientCollector
 from .distributed import reduce_step, world_size
+from .metric import AdamMetric
 from .refresh import Refresh, count_left_out, refresh, reuse
 from .routes import Losses
 from .schedule import MicroSchedule
@@ -31,6 +32,7 @@ class BalanceCycle:
         refresh_every: steps from one refresh to the next.
         ema: ρ of the weights' moving average.
         process_group, reduction: how ranks share gradients.
+        metric: in which the Gram matrix is taken; ``None`` is the Euclidean one.
     """
 
     def __init__(
@@ -42,7 +44,9 @@ class BalanceCycle:
         ema: float,
         process_group: dist.ProcessGroup | None,
         reduction: str,
+        metric: AdamMetric | None = None,
     ) -> None:
+        self.metric = metric
         self.rule, self.schedule, self.collector = rule, schedule, collector
         self.refresh_every, self.ema = refresh_every, ema
         self.process_group, self.reduction = process_group, reduction
@@ -148,7 +152,8 @@ class BalanceCycle:
 
     def _solve(self, parameters: Sequence[Tensor]) -> Refresh:
         bank = self.collector.bank
-        return refresh(bank.gram(parameters), bank.offered, self.rule, self.memory, self.ema)
+        metric = None if self.metric is None else self.metric(parameters)
+        return refresh(bank.gram(parameters, metric), bank.offered, self.rule, self.memory, self.ema)
 
     @torch.no_grad()
     def _solve_probes(self, parameters: list[Tensor]) -> Refresh:

@@ -61,20 +61,28 @@ def gram_matrix(
     return _add_up(parts)
 
 
-def gram_of_blocks(size: int, blocks: Sequence[Tensor | None], shared: Sequence[Tensor | None]) -> Tensor:
+def gram_of_blocks(
+    size: int,
+    blocks: Sequence[Tensor | None],
+    shared: Sequence[Tensor | None],
+    metric: Sequence[Tensor] | None = None,
+) -> Tensor:
     """Gram matrix [K + 1, K + 1] of K = ``size`` gradients stored as one block [K, *shape] per parameter, and of one
-    more row, ``shared``. ``None``: nothing reaches the parameter.
+    more row, ``shared``. ``None``: nothing reaches the parameter. ``metric``: positive weights, a tensor
+    per parameter.
     """
-    pairs = list(zip(blocks, shared, strict=True))
-    devices = [next((tensor.device for tensor in pair if tensor is not None), None) for pair in pairs]
+    weights: Sequence[Tensor | None] = [None] * len(blocks) if metric is None else metric
+    triples = list(zip(blocks, shared, weights, strict=True))
+    devices = [next((tensor.device for tensor in triple[:2] if tensor is not None), None) for triple in triples]
     parts = []
     for device in dict.fromkeys(device for device in devices if device is not None):
-        here = [pair for pair, own in zip(pairs, devices, strict=True) if own == device]
-        rows, last = [block for block, _ in here], [extra for _, extra in here]
+        here = [triple for triple, own in zip(triples, devices, strict=True) if own == device]
+        rows, last = [block for block, _, _ in here], [extra for _, extra, _ in here]
+        weight = None if metric is None else [own for _, _, own in here if own is not None]
         if all(block is None for block in rows):
-            parts.append(torch.nn.functional.pad(gram([last]), (size, 0, size, 0)))
+            parts.append(torch.nn.functional.pad(gram([last], weight), (size, 0, size, 0)))
         else:
-            parts.append(gram(rows, shared=last))
+            parts.append(gram(rows, weight, shared=last))
     return _add_up(parts) if parts else torch.zeros(size + 1, size + 1)
 
 

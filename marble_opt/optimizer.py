@@ -15,7 +15,10 @@ from .collector import GradientCollector
 from .cycle import BalanceCycle
 from .distributed import REDUCTIONS
 from .factored import FactoredEngine
+from .following import follow_step
 from .fused import fused_step, obstacle
+from .guard import check_guard
+from .metric import make_metric
 from .routes import Losses
 from .schedule import MicroSchedule
 from .state import MarbleState
@@ -59,6 +62,17 @@ class Marble(OptimizerWrapper):
         max_grad_norm: clip the combined gradient to this norm.
         track_step: also report each reward's cosine with the step that the base optimizer really took; keeps
             a copy of the parameters during the step.
+        guard: ``"step"`` projects the base optimizer's real step (momentum, weight decay and shared terms included)
+            onto the steps that hurt no active reward of the batch, in the base's own metric; a step that hurts none
+            is left bit for bit. Its moments are not touched. Steps between refreshes have no rows and are not
+            guarded; with ``probe`` the rows are those of the probes' samples. A reward with ``weights`` 0 is not
+            protected, one that only ``"observe"`` measures is. Where parameters are stored in half precision,
+            rounding undoes small corrections. Keeps a copy of the parameters during the step.
+            See :mod:`marble_opt.guard`.
+        metric: ``"adam"`` takes the Gram matrix, hence |g_k|, n̄ and α, in M = diag(1 / (sqrt(v̂) + eps)) of the base
+            optimizer's second moment: then its preconditioned step M d, rather than d, opposes no reward.
+            ``max_grad_norm`` stays Euclidean. Before the first step M = 1. A coordinate that no step has reached yet
+            weighs 1 / eps: where rewards first reach parameters late, set ``max_grad_norm``.
         model: the model (or several modules) that makes the predictions; enables the factored route, which gets the
             rows of a :class:`SeparableLoss` from one backward per term instead of one per reward. See :meth:`watch`.
         route: ``"auto"`` takes the factored route where it can, ``"factored"`` insists on it, ``"loop"`` is the slow
@@ -98,6 +112,8 @@ class Marble(OptimizerWrapper):
         reduction: str = "mean",
         max_grad_norm: float | None = None,
         track_step: bool = False,
+        guard: str | None = None,
+        metric: str | None = None,
         model: nn.Module | Iterable[nn.Module] | None = None,
         route: str = "auto",
         fused: bool = False,
@@ -117,13 +133,15 @@ class Marble(OptimizerWrapper):
             raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
         if route not in ROUTES or (route == "factored" and model is None):
             raise ValueError(f"route must be one of {ROUTES}, and 'factored' needs model=; got {route!r}")
+        check_guard(guard, self._base_needs_closure())
         if probe is not None and refresh_every != 1:
             raise ValueError(f"probe solves on every step: it needs refresh_every=1, got {refresh_every}")
         rule = BalanceRule(rewards, normalize=normalize, weights=weights, floor=floor, groups=groups, balancer=balancer)
         schedule = MicroSchedule(micro_steps, probe, shared_every)
         self._collector = GradientCollector(rule.rewards, self._parameters, not rule.observing, route, check)
-        self._cycle = BalanceCycle(rule, schedule, self._collector, refresh_every, ema, process_group, reduction)
-        self.max_grad_norm, self.track_step, self.fused = max_grad_norm, track_step, fused
+        own = make_metric(metric, optimizer)
+        self._cycle = BalanceCycle(rule, schedule, self._collector, refresh_every, ema, process_group, reduction, own)
+        self.max_grad_norm, self.track_step, self.fused, self.guard = max_grad_norm, track_step, fused, guard
         if fused and (reason := obstacle(optimizer)) is not None:
             warnings.warn(f"fused=True has no effect: {reason}; steps are combined, then the base's own", stacklevel=2)
         self._warned = False
@@ -249,7 +267,7 @@ class Marble(OptimizerWrapper):
             if self._cycle.dropped:
                 self._warn_dropped()
             else:
-                self._base_step()
+                self._follow(self.base.step)
         self._finish_step()
         return result
 
@@ -275,22 +293,15 @@ class Marble(OptimizerWrapper):
         report, usable = self.report, cycle.usable
         if report is None or usable is None:
             raise RuntimeError("nothing was balanced: this is a bug in marble_opt")
-        # A probed step's Gram is that of its first micro-steps.
-        gram = report.gram if report.refreshed and not cycle.schedule.probes else None
-        fused_step(self.base, self._collector.bank.blocks, cycle.combining, usable, self.max_grad_norm, gram)
+        # A probed step's Gram is that of its first micro-steps, and clipping is Euclidean.
+        known = report.refreshed and not cycle.schedule.probes and cycle.metric is None
+        gram = report.gram if known else None
+        blocks = self._collector.bank.blocks
         cycle.report = replace(report, fused=True)
+        self._follow(lambda: fused_step(self.base, blocks, cycle.combining, usable, self.max_grad_norm, gram))
 
-    def _base_step(self) -> None:
-        bank = self._collector.bank
-        report = self.report
-        if not (self.track_step and bank and report):
-            self.base.step()
-            return
-        before = [(parameter, parameter.detach().clone()) for parameter in self._parameters()]
-        self.base.step()
-        moved = [(parameter, old - parameter.detach()) for parameter, old in before]
-        length = torch.stack([vector.norm() for _, vector in moved]).norm()
-        self._cycle.report = replace(report, step_cosines=bank.products(moved) / (length * report.norms))
+    def _follow(self, step: Callable[[], object]) -> None:
+        follow_step(step, self.base, self._cycle, self._parameters(), self.guard is not None, self.track_step)
 
     def _balanced_closure(self, closure: Callable[[], Any]) -> Any:
         with torch.enable_grad():

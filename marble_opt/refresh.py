@@ -90,6 +90,7 @@ def reuse(report: Balance | None, memory: MarbleState, usable: Tensor) -> tuple[
         nonfinite=memory.nonfinite,
         dropped_count=memory.dropped_steps,
         step_cosines=None,
+        guard=None,
     )
 
 

@@ -1,12 +1,18 @@
 """What Marble remembers between steps, apart from the base optimizer's state."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _NAMES = ("rewards", "slots")
+# Not in files of earlier versions, where they start at zero.
+_LATER = ("guarded_steps", "corrected_steps")
+
+
+def _no_steps() -> Tensor:
+    return torch.zeros((), dtype=torch.int64)
 
 
 @dataclass
@@ -14,7 +20,8 @@ class MarbleState:
     """Smoothed weights [S] and their ``seen`` flags, last coefficients [K], counters.
 
     ``steps`` counts calls of ``step`` that had something collected, ``since_refresh`` those since the last
-    solve (-1: solve now). Everything is saved by ``Marble.state_dict``.
+    solve (-1: solve now), ``guarded_steps`` and ``corrected_steps`` those that the step guard saw and changed.
+    Everything is saved by ``Marble.state_dict``.
     """
 
     rewards: tuple[str, ...]
@@ -27,6 +34,8 @@ class MarbleState:
     dropped_steps: Tensor
     steps: int = 0
     since_refresh: int = -1
+    guarded_steps: Tensor = field(default_factory=_no_steps)
+    corrected_steps: Tensor = field(default_factory=_no_steps)
 
     @classmethod
     def new(cls, rewards: tuple[str, ...], slots: tuple[str, ...]) -> "MarbleState":
@@ -39,7 +48,7 @@ class MarbleState:
             coefficients=torch.zeros(len(rewards), dtype=torch.float64),
             skipped=torch.zeros(len(rewards), dtype=torch.int64),
             nonfinite=torch.zeros(len(rewards), dtype=torch.int64),
-            dropped_steps=torch.zeros((), dtype=torch.int64),
+            dropped_steps=_no_steps(),
         )
 
     def to(self, device: torch.device) -> "MarbleState":
@@ -52,16 +61,19 @@ class MarbleState:
             skipped=self.skipped.to(device),
             nonfinite=self.nonfinite.to(device),
             dropped_steps=self.dropped_steps.to(device),
+            guarded_steps=self.guarded_steps.to(device),
+            corrected_steps=self.corrected_steps.to(device),
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and tensors, so that ``torch.load(weights_only=True)`` reads it."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: list(value) if name in _NAMES else value for name, value in values.items()}
 
     def load(self, saved: dict[str, Any]) -> "MarbleState":
         """A new state from ``saved``; ``ValueError`` if it belongs to other rewards or misses entries."""
-        missing = {field.name for field in fields(self)} - set(saved)
+        saved = {name: getattr(self, name) for name in _LATER} | saved
+        missing = {item.name for item in fields(self)} - set(saved)
         if missing:
             raise ValueError(f"the saved Marble state misses {sorted(missing)}: it was written by another version")
         for name in _NAMES:
@@ -72,9 +84,9 @@ class MarbleState:
                     "construct Marble with the same names in the same order"
                 )
         values: dict[str, Any] = {
-            field.name: value.clone() if isinstance(value := saved[field.name], Tensor) else value
-            for field in fields(self)
-            if field.name not in _NAMES
+            item.name: value.clone() if isinstance(value := saved[item.name], Tensor) else value
+            for item in fields(self)
+            if item.name not in _NAMES
         }
         # A number in files of earlier versions.
         values["dropped_steps"] = torch.as_tensor(values["dropped_steps"])

@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .guard import GuardedStep
+
 
 @dataclass(frozen=True)
 class Balance:
@@ -27,7 +29,12 @@ class Balance:
     ``dropped_count`` (0-d) count since the start: steps that a reward sat out, those among them because of NaN or inf,
     and steps not taken at all; :attr:`dropped` and :attr:`dropped_steps` read them.
     ``step_cosines`` [K] is filled by ``Marble(track_step=True)``: the cosine of each reward's gradient with minus
-    the change of the parameters, which under AdamW is another vector than the combined gradient.
+    the change of the parameters, which under AdamW is another vector than the combined gradient. ``guard`` is filled by
+    ``Marble(guard="step")``; see :class:`marble_opt.guard.GuardedStep`.
+
+    With ``metric="adam"`` the Gram, and with it ``norms``, ``cosines``, ``combined_norm``, ``combined_cosines`` and
+    ``conflict``, are in that metric: |g|² = gᵀMg, and a ``combined_cosine`` tells whether the preconditioned step M d
+    opposes the reward. ``step_cosines`` stay Euclidean.
 
     ``route`` tells how the rows were made ("factored", "loop", "collect", or "mixed" on a step without rows),
     ``passes`` how many backward passes the step took, ``layers`` how many modules the factored route contracted, and
@@ -50,6 +57,7 @@ class Balance:
     nonfinite: Tensor
     dropped_count: Tensor
     step_cosines: Tensor | None = None
+    guard: GuardedStep | None = None
     route: str = ""
     passes: int = 0
     layers: int = 0
@@ -118,6 +126,12 @@ class Balance:
             ("skipped", self.rewards, self.skipped),
             ("nonfinite", self.rewards, self.nonfinite),
         ]
+        if self.guard is not None:
+            guard = self.guard
+            for name in ("needed", "violation", "correction", "residual", "share"):
+                values[f"guard/{name}"] = float(getattr(guard, name))
+            columns += [("guard_before", self.rewards, guard.before), ("guard_after", self.rewards, guard.after)]
+            columns.append(("guard_multiplier", self.rewards, guard.multipliers))
         for prefix, names, column in columns:
             if column is not None:
                 values |= {f"{prefix}/{name}": float(x) for name, x in zip(names, column.tolist(), strict=True)}

@@ -182,6 +182,7 @@ SCENARIOS: dict[str, Callable[[Share], Result]] = {
         "unused_parameter": (unused_parameter, {}),
         "collected_under_ddp": (collected_under_ddp, {}),
         "own_group": (own_group, {}),
+        "guarded": (means, {"guard": "step", "metric": "adam"}),
     }.items()
 }
 
