@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from marble_kernels.combine import combine
 from torch import Tensor
 from torch.optim import Optimizer
+
+from marble_kernels.combine import combine
 
 from .cone import solve_nonnegative
 from .gram import gram_of_blocks
