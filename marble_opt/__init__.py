@@ -7,6 +7,7 @@ opt.step()
 
 from . import losses
 from .advantages import group_advantages
+from .checkpoint import load_checkpoint, save_checkpoint
 from .gram import gram_matrix
 from .min_norm import MinNorm, solve_min_norm
 from .optimizer import Marble
@@ -27,6 +28,8 @@ __all__ = [
     "TensorBoardSink",
     "gram_matrix",
     "group_advantages",
+    "load_checkpoint",
     "losses",
+    "save_checkpoint",
     "solve_min_norm",
 ]
