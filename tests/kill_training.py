@@ -7,6 +7,7 @@ that has imported all it needs and has not trained: the imports take longer than
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -77,10 +78,8 @@ def train(path: Path, steps: int, every: int) -> None:
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     run = Run()
-    try:
+    with contextlib.suppress(FileNotFoundError):
         run.load_state_dict(load_checkpoint(path))
-    except FileNotFoundError:
-        pass
     while run.step < steps:
         run.train_step()
         if run.step % every == 0:
