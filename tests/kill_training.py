@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from marble_opt import Marble, checkpoint, load_checkpoint, save_checkpoint
+from toys import same
 
 NAMES = ("a", "b", "c")
 STEPS = {"random": 400, "lines": 4}
@@ -130,17 +131,6 @@ def step_of(path: Path) -> int:
     except FileNotFoundError:
         return 0
     return int(state["step"])
-
-
-def same(left: Any, right: Any) -> bool:
-    """Equal bit for bit."""
-    if isinstance(left, torch.Tensor):
-        return torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
-    return bool(left == right)
 
 
 def killed_at_random(folder: Path, kills: int, seed: int, every: int) -> dict[str, Any]:

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from marble_opt import Marble, checkpoint, load_checkpoint, save_checkpoint
-from test_state import same
-from toys import normal, parameters, quadratic_losses
+from toys import normal, parameters, quadratic_losses, same
 
 NAMES = ("a", "b", "c")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from elastic_worker import EVERY, KILLED_AT, STEPS
 from marble_opt import load_checkpoint
-from test_state import same
+from toys import same
 
 WORKER = Path(__file__).with_name("elastic_worker.py")
 
