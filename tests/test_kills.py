@@ -29,7 +29,7 @@ def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
 
 
 def test_killed_inside_the_writing_of_a_checkpoint(tmp_path: Path) -> None:
-    seen = killed(tmp_path, "lines", "--stride", "13")
+    seen = killed(tmp_path, "lines", "--stride", "19")
     assert seen["equal"]
     assert seen["resumed_from"] == sorted(seen["resumed_from"])
     assert set(seen["resumed_from"]) >= {0, 1, 2, 3}, "before, and inside of, the first to the fourth write"

@@ -13,7 +13,7 @@ What changes in such a loop, where advantages were mixed into one number per sam
     -     loss = nft_loss(prediction, old, x_t, x_0, t, advantages) + kl
     -     scaler.scale(loss / accumulation_steps).backward()
     +     loss = marble_opt.losses.diffusion_nft(prediction, old, x_t, x_0, t, advantages, beta=beta, counts=counts)
-    +     optimizer.backward(loss, shared=kl / accumulation_steps, scaler=scaler)
+    +     optimizer.backward(loss, shared=kl / (accumulation_steps * world_size), scaler=scaler)
     + optimizer.balance()
       scaler.unscale_(optimizer)
       clip_grad_norm_(trainable, 1.0)
