@@ -24,7 +24,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: Any) -> None:
     Written to ``path + ".tmp"``, flushed to disk and read back (checksums and ``weights_only=True``); only then does
     the last checkpoint become ``path + ".previous"`` and the new one ``path``. The disk holds up to three generations
     for a moment and two afterwards. An unreadable file at ``path`` does not become the previous one: it is put aside as
-    ``path + ".damaged"``.
+    ``path + ".damaged"``. Beside the write this costs two reads of a file of that size, for its checksums.
 
     Under torchrun rank 0 alone writes, ``if rank == 0: save_checkpoint(...)``, to a folder that all ranks see, and all
     ranks load. Two processes must not write to one path at once.

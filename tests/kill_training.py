@@ -25,7 +25,8 @@ from marble_opt import Marble, checkpoint, load_checkpoint, save_checkpoint
 from toys import same
 
 NAMES = ("a", "b", "c")
-STEPS = {"random": 400, "lines": 4}
+MODES = ("random", "lines")
+STEPS_OF_LINES = 4
 
 
 class Run:
@@ -133,10 +134,9 @@ def step_of(path: Path) -> int:
     return int(state["step"])
 
 
-def killed_at_random(folder: Path, kills: int, seed: int, every: int) -> dict[str, Any]:
+def killed_at_random(folder: Path, steps: int, kills: int, seed: int, every: int) -> dict[str, Any]:
     """``kills`` times at a random moment of what is left of the run."""
-    steps, draw = STEPS["random"], random.Random(seed)
-    start = time.monotonic()
+    draw, start = random.Random(seed), time.monotonic()
     forked(folder / "whole.pt", steps, every)
     duration, resumed = time.monotonic() - start, []
     while len(resumed) < kills:
@@ -149,7 +149,7 @@ def killed_at_random(folder: Path, kills: int, seed: int, every: int) -> dict[st
 
 def killed_at_every_line(folder: Path, stride: int) -> dict[str, Any]:
     """Once before each ``stride``-th line of all writes of a short run, with a checkpoint after every step."""
-    steps, number, resumed = STEPS["lines"], 1, []
+    steps, number, resumed = STEPS_OF_LINES, 1, []
     forked(folder / "whole.pt", steps, 1)
     while True:
         path = folder / f"{number}" / "broken.pt"
@@ -172,7 +172,8 @@ def outcome(folder: Path, broken: Path | None = None) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("mode", choices=STEPS)
+    parser.add_argument("mode", choices=MODES)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=5, help="steps from one checkpoint to the next")
@@ -181,7 +182,7 @@ def main() -> None:
     warnings.simplefilter("error")
     Run()  # torch imports much of itself when the first optimizer is made
     if given.mode == "random":
-        result = killed_at_random(given.folder, given.kills, given.seed, given.every)
+        result = killed_at_random(given.folder, given.steps, given.kills, given.seed, given.every)
     else:
         result = killed_at_every_line(given.folder, given.stride)
     print(json.dumps(result))
