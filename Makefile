@@ -1,6 +1,8 @@
 # Two commands do everything on a fresh machine (Python >= 3.10, git, make):
 #   make demo    trains the tiny model with the weighted sum and with Marble, prints a table, draws runs/demo/report.png
 #   make test    runs linters, type checker and all tests
+# and one more takes its time:
+#   make soak    runs the tests marked `soak`
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,13 +10,16 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUTPUT ?= runs/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test soak lint clean
 
 demo: $(VENV)/examples
 	$(BIN)/python examples/train.py --model tiny --balance sum marble --output $(OUTPUT) --resume
 
 test: $(VENV)/test lint
 	$(BIN)/python -m pytest
+
+soak: $(VENV)/test
+	$(BIN)/python -m pytest -m soak
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

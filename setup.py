@@ -43,6 +43,7 @@ setup(
             "diffusers>=0.34",  # SD3Transformer2DModel with adapters as used by examples/train.py
             "peft>=0.15",  # several adapters on a diffusers model
             "transformers",
+            "accelerate",  # examples/integrations/flow_grpo_loop.py
             "safetensors",
             "scipy",
             "matplotlib",

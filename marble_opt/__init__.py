@@ -9,6 +9,7 @@ from marble_kernels.solvers import MinNorm
 
 from . import losses
 from .advantages import group_advantages
+from .checkpoint import load_checkpoint, save_checkpoint
 from .gram import gram_matrix
 from .min_norm import solve_min_norm
 from .optimizer import Marble
@@ -29,6 +30,8 @@ __all__ = [
     "TensorBoardSink",
     "gram_matrix",
     "group_advantages",
+    "load_checkpoint",
     "losses",
+    "save_checkpoint",
     "solve_min_norm",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from marble_opt import Marble
-from toys import LENGTH, NAMES, normal, parameters, quadratic_losses, values
+from toys import LENGTH, NAMES, normal, parameters, quadratic_losses, same, values
 
 
 class Run:
@@ -35,16 +35,6 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
     buffer.seek(0)
     loaded: dict[str, Any] = torch.load(buffer, weights_only=True)
     return loaded
-
-
-def same(left: Any, right: Any) -> bool:
-    if isinstance(left, Tensor):
-        return torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
-    return bool(left == right)
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 4])

@@ -86,6 +86,17 @@ def unit(rows: Tensor) -> Tensor:
     return rows / rows.norm(dim=-1, keepdim=True)
 
 
+def same(left: Any, right: Any) -> bool:
+    """Equal bit for bit, containers included."""
+    if isinstance(left, Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
+    return bool(left == right)
+
+
 def close(left: Tensor, right: Tensor, tolerance: float = 1e-12) -> bool:
     """Whether the difference is at most ``tolerance`` times the size of ``right``."""
     return bool((left - right).norm() <= tolerance * right.norm())

@@ -1,34 +1,25 @@
-"""Checkpoints that survive a kill at any moment."""
+"""The trainer's checkpoint in the folder of its run."""
 
-import os
 from pathlib import Path
 from typing import Any
 
-import torch
+import marble_opt
 
 NAME = "checkpoint.pt"
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` to ``folder``: to a temporary file, flushed to disk, then renamed over the last one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / (NAME + ".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / NAME)
+    """Write ``state`` to ``folder`` so that a kill at any moment leaves the last good checkpoint readable."""
+    marble_opt.save_checkpoint(folder / NAME, state)
 
 
 def load(folder: Path) -> dict[str, Any] | None:
     """The saved state, or ``None`` if there is none; ``ValueError`` for a file that is not a checkpoint."""
     path = folder / NAME
-    if not path.exists():
-        return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} is not a readable checkpoint ({error}): delete it to start afresh") from error
+        state = marble_opt.load_checkpoint(path)
+    except FileNotFoundError:
+        return None
     if not isinstance(state, dict) or "adapters" not in state:
         raise ValueError(f"{path} was not written by this trainer: delete it to start afresh")
     return state

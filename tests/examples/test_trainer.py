@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import marble_opt
 from tiny.captions import KINDS
 from tiny.model import TinyModel
 from trainer import checkpoint
@@ -108,6 +109,12 @@ def test_a_truncated_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save({"weights": torch.ones(1)}, tmp_path / checkpoint.NAME)
+    with pytest.raises(ValueError, match=r"was not written by marble_opt\.save_checkpoint"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path) -> None:
+    marble_opt.save_checkpoint(tmp_path / checkpoint.NAME, {"weights": torch.ones(1)})
     with pytest.raises(ValueError, match="not written by this trainer"):
         checkpoint.load(tmp_path)
 
