@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer, optimizer
 
 from .gram import gram_of_blocks
+from .ranks import is_sharded
 
 _OPTIONS = ("amsgrad", "differentiable")
 
@@ -26,6 +27,8 @@ def obstacle(base: Optimizer) -> str | None:
             return f"the base optimizer has {name}=True"
     if any(parameter.is_complex() for group in base.param_groups for parameter in group["params"]):
         return "a parameter is complex"
+    if any(is_sharded(parameter) for group in base.param_groups for parameter in group["params"]):
+        return "a parameter is sharded (FSDP2)"
     hooks = (
         base._optimizer_step_pre_hooks,
         base._optimizer_step_post_hooks,

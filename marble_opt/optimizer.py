@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from .balance import BalanceRule, Weighting
 from .collector import GradientCollector
 from .cycle import BalanceCycle
-from .distributed import REDUCTIONS
+from .distributed import REDUCTIONS, clip_grads, products_and_length
 from .factored import FactoredEngine
 from .fused import fused_step, obstacle
 from .routes import Losses
@@ -208,15 +208,17 @@ class Marble(OptimizerWrapper):
         ``step()`` does this when the caller has not. Call it yourself before ``clip_grad_norm_`` or
         ``scaler.unscale_``. A second call in a step, or one with nothing collected, changes nothing.
         """
-        if self._collector.closed or not self._collector.collected:
+        if self._collector.closed or not (self._collector.collected or self._cycle.joint):
             return self.report
         parameters = self._parameters()
         self._cycle.balance(parameters)
+        if not self._collector.collected:
+            return self.report
         self._cycle.write()
         if self.max_grad_norm is not None and not self._cycle.dropped:
             scaler = self._collector.scaler
             scale = 1.0 if scaler is None else scaler.get_scale()
-            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm * scale)
+            clip_grads(parameters, self.max_grad_norm * scale, self._cycle.process_group)
         return self.report
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -235,13 +237,6 @@ class Marble(OptimizerWrapper):
                 result = closure()
         if self._collector.scaler is not None and not self._collector.closed:
             raise RuntimeError("call balance() before scaler.unscale_() or scaler.step(): the bank is still scaled")
-        if not self._collector.collected and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"step() without any backward() or collect() for the rewards {list(self.rewards)}: this is the "
-                "base optimizer's own step on whatever .grad holds",
-                stacklevel=3,
-            )
         if self._fusible():
             self._fused_step()
         else:
@@ -250,6 +245,13 @@ class Marble(OptimizerWrapper):
                 self._warn_dropped()
             else:
                 self._base_step()
+        if not self._collector.collected and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"step() without any backward() or collect() for the rewards {list(self.rewards)}: this is the "
+                "base optimizer's own step on whatever .grad holds",
+                stacklevel=3,
+            )
         self._finish_step()
         return result
 
@@ -265,13 +267,16 @@ class Marble(OptimizerWrapper):
         return found
 
     def _fusible(self) -> bool:
-        waiting = self._collector.collected and not self._collector.closed
+        waiting = (self._collector.collected or self._cycle.joint) and not self._collector.closed
         return self.fused and waiting and not self.track_step and obstacle(self.base) is None
 
     @torch.no_grad()
     def _fused_step(self) -> None:
         cycle = self._cycle
         cycle.balance(self._parameters())
+        if not self._collector.collected:
+            self._base_step()
+            return
         report, usable = self.report, cycle.usable
         if report is None or usable is None:
             raise RuntimeError("nothing was balanced: this is a bug in marble_opt")
@@ -289,8 +294,8 @@ class Marble(OptimizerWrapper):
         before = [(parameter, parameter.detach().clone()) for parameter in self._parameters()]
         self.base.step()
         moved = [(parameter, old - parameter.detach()) for parameter, old in before]
-        length = torch.stack([vector.norm() for _, vector in moved]).norm()
-        self._cycle.report = replace(report, step_cosines=bank.products(moved) / (length * report.norms))
+        products, length = products_and_length(bank, moved, self._cycle.process_group)
+        self._cycle.report = replace(report, step_cosines=products / (length * report.norms))
 
     def _balanced_closure(self, closure: Callable[[], Any]) -> Any:
         with torch.enable_grad():
