@@ -15,6 +15,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+import marble_opt.bank
+import marble_opt.collector
+import marble_opt.gram
+from checkpoint_cases import resumed, state_dict_of_the_wrapper
 from distributed_worker import Share
 from marble_opt import Marble
 
@@ -42,8 +46,10 @@ def two_losses(share: Share, model: nn.Module, seed: int = 1) -> Losses:
 
 
 def expected(steps: int, shared: bool = False, **options: Any) -> Tensor:
-    """The parameters after ``steps`` on the whole batch; every rank on its own."""
+    """The parameters after ``steps`` on the whole batch, every rank on its own."""
     model, whole = network(), Share(0, 1)
+    if dist.is_initialized():
+        options["process_group"] = [dist.new_group([rank]) for rank in range(dist.get_world_size())][dist.get_rank()]
     opt = make(model, **options)
     for step in range(steps):
         given = two_losses(whole, model, 10 * step)
@@ -225,9 +231,9 @@ def fsdp_nan_on_one_rank(share: Share, every: int) -> Any:
 
 def fsdp_step_cosines(share: Share) -> Any:
     model, whole = sharded(share), network()
-    found = []
-    for each, rows in ((model, share), (whole, Share(0, 1))):
-        opt = make(each, track_step=True)
+    found, alone = [], [dist.new_group([rank]) for rank in range(share.ranks)][share.rank]
+    for each, rows, group in ((model, share, None), (whole, Share(0, 1), alone)):
+        opt = make(each, track_step=True, process_group=group)
         opt.backward(two_losses(rows, each))
         opt.step()
         assert opt.report is not None
@@ -291,6 +297,77 @@ def overflow_under_fsdp(share: Share) -> Any:
     return said, parameters(model).isfinite().all()
 
 
+def fsdp_fused(share: Share) -> Any:
+    """Falls back with the reason; what reaches the kernels is local, always."""
+    seen: list[Any] = []
+    originals = marble_opt.gram.gram, marble_opt.bank.combine
+
+    def watched(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        def call(rows: Any, *args: Any, **named: Any) -> Any:
+            seen.extend([*rows, *(named.get("shared") or ()), *(named.get("out") or ())])
+            return kernel(rows, *args, **named)
+
+        return call
+
+    marble_opt.gram.gram, marble_opt.bank.combine = map(watched, originals)  # type: ignore[assignment]
+    try:
+        model = sharded(share)
+        opt = make(model)
+        fused = Marble(torch.optim.AdamW(model.parameters()), NAMES, fused=True, max_grad_norm=1.0)
+        for each in (opt, fused):
+            given = two_losses(share, model)
+            each.backward(given, shared=given["a"])
+            each.step()
+    finally:
+        marble_opt.gram.gram, marble_opt.bank.combine = originals
+    assert fused.report is not None
+    return len(seen) > 10, {type(each).__name__ for each in seen}, fused.report.fused
+
+
+def fallback_from_factored(share: Share) -> Any:
+    from sharded_worker import nft
+
+    model = fully_shard(nn.Sequential(nn.Linear(4, 1)).double())
+    opt = Marble(torch.optim.SGD(model.parameters()), ("a", "b", "c"), model=model)
+    for step in range(2):
+        opt.backward(nft(share, model, step, 0, torch.float64, "cpu"))
+        opt.step()
+    assert opt.report is not None
+    return opt.report.route, list(opt.report.fallback)
+
+
+def bucket_view_without_copy(share: Share) -> Any:
+    """The teeth of a guard: without the copy DDP overwrites the shared gradient."""
+    original = marble_opt.collector.keep_grads
+    marble_opt.collector.keep_grads = lambda found: [p.grad for p in found]
+    try:
+        return parameters_differ(
+            ddp_collects(share, False, True, gradient_as_bucket_view=True), expected(3, shared=True)
+        )
+    finally:
+        marble_opt.collector.keep_grads = original
+
+
+def unmarked_collects(share: Share) -> Any:
+    """The teeth of a guard: without the marks ranks that collect different rewards go on with wrong rows."""
+    original = marble_opt.collector.GradientCollector._tell_reduced
+    marble_opt.collector.GradientCollector._tell_reduced = lambda self, by_ddp: self.reduced.clear()  # type: ignore
+    try:
+        plain = network()
+        model = DistributedDataParallel(plain)
+        opt = make(model, reduction="sum")
+        with opt.collect(NAMES[share.rank]):
+            two_losses(Share(0, 1), model)[NAMES[share.rank]].backward()
+        opt.step()
+        return parameters_differ(parameters(plain), expected(1))
+    finally:
+        marble_opt.collector.GradientCollector._tell_reduced = original  # type: ignore[method-assign]
+
+
+def parameters_differ(found: Tensor, right: Tensor) -> bool:
+    return bool((found - right).abs().max() > 1e-4)
+
+
 RIGHT: dict[str, tuple[Callable[[Share], Any], dict[str, Any]]] = {
     "collects_together": (lambda share: ddp_collects(share, True), {}),
     "collects_apart": (lambda share: ddp_collects(share, False), {}),
@@ -341,6 +418,13 @@ OTHER: dict[str, Callable[[Share], Any]] = {
     "fsdp_nan_between": lambda share: fsdp_nan_on_one_rank(share, 2),
     "fsdp_step_cosines": fsdp_step_cosines,
     "overflow_under_fsdp": overflow_under_fsdp,
+    "fsdp_fused": fsdp_fused,
+    "fallback_from_factored": fallback_from_factored,
+    "bucket_view_without_copy": bucket_view_without_copy,
+    "unmarked_collects": unmarked_collects,
+    "resumed": resumed,
+    "resumed_without_our_state": lambda share: resumed(share, forget=True),
+    "state_dict_of_the_wrapper": state_dict_of_the_wrapper,
 }
 
 

@@ -61,3 +61,28 @@ def test_an_overflow_under_fsdp(two_ranks: Ranks) -> None:
     said, finite = two_ranks[0]["overflow_under_fsdp"]["value"]
     assert finite
     assert said == [(8.0, [0, 0]), (8.0, [0, 1]), (4.0, [1, 2]), (4.0, [1, 2])]
+
+
+def test_nothing_sharded_reaches_the_kernels(two_ranks: Ranks) -> None:
+    for ours in two_ranks:
+        assert ours["fsdp_fused"]["value"] == (True, {"Tensor"}, False)
+        assert [text for text in ours["fsdp_fused"]["told"] if "a parameter is sharded (FSDP2)" in text]
+
+
+def test_the_factored_route_falls_back_and_says_so_once(two_ranks: Ranks) -> None:
+    for ours in two_ranks:
+        assert ours["fallback_from_factored"]["value"] == ("loop", ["all parameters"])
+        assert len([text for text in ours["fallback_from_factored"]["told"] if "are sharded (FSDP2)" in text]) == 1
+
+
+def test_the_guards_have_teeth(two_ranks: Ranks) -> None:
+    for ours in two_ranks:
+        assert ours["bucket_view_without_copy"]["value"] is True
+        assert ours["unmarked_collects"]["value"] is True
+
+
+def test_a_run_is_resumed_from_a_distributed_checkpoint_bit_for_bit(two_ranks: Ranks) -> None:
+    for ours in two_ranks:
+        assert ours["resumed"]["value"] is True
+        assert ours["resumed_without_our_state"]["value"] is False
+        assert ours["state_dict_of_the_wrapper"]["value"] == ["param_groups", "state"]

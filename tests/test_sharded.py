@@ -36,3 +36,17 @@ def test_ranks_stay_equal_bit_for_bit(name: str, two_ranks: Ranks) -> None:
     for key in ("params", "moments", "coefficients", "gram"):
         assert torch.equal(first[key].nan_to_num(), second[key].nan_to_num())
     assert first["said"] == second["said"]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_nccl(tmp_path: Path) -> None:
+    """All cases on two GPUs: ``pytest tests/test_sharded.py -k nccl``."""
+    mp.spawn(worker, args=(2, str(tmp_path), "nccl"), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for name in CASES:
+        alone = run(Share(0, 1), name, "cuda")
+        tolerance = 1e-5 if "float32" in name else 1e-10
+        for key in ("params", "moments", "coefficients"):
+            torch.testing.assert_close(ranks[0][name][key], alone[key], rtol=tolerance, atol=tolerance)
+            assert torch.equal(ranks[0][name][key], ranks[1][name][key])
+        assert ranks[0][name]["said"] == ranks[1][name]["said"] == alone["said"]
