@@ -142,6 +142,7 @@ class GradientCollector:
         return None
 
     def _unsuited(self, sharded: bool) -> bool:
+        """Whether the factored route cannot be taken, which is told once."""
         if not sharded:
             return False
         reason = "parameters are sharded (FSDP2), and layers compute with gathered ones unknown to the factored route"
@@ -150,7 +151,9 @@ class GradientCollector:
         self.work.fallback["all parameters"] = reason
         if not self._told_sharded:
             self._told_sharded = True
-            warnings.warn(f"one backward per reward from now on: {reason}; route='loop' says so too", stacklevel=6)
+            warnings.warn(
+                f"every reward takes a backward of its own: {reason}; with route='loop' this is not told", stacklevel=6
+            )
         return True
 
     def _factored(

@@ -55,7 +55,10 @@ class Marble(OptimizerWrapper):
         balancer: ``None`` (min-norm), ``"equal"``, ``"observe"``, fixed weights by name, or a callable of the
             Gram matrix; see :class:`marble_opt.balance.BalanceRule`.
         process_group: ranks that share gradients; default: the default group once torch.distributed is initialised.
+            All of them take part in every ``balance()`` or ``step()``, with or without a backward of their own. Sharded
+            parameters (FSDP2, HSDP) keep rows of the local shards; their mesh must hold the same ranks.
         reduction: ``"mean"`` over ranks, as DDP does, or ``"sum"``, for losses whose normalisers count all ranks.
+            FSDP2 averages itself: ``"sum"`` multiplies by the number of ranks, so leave its divide factor alone then.
         max_grad_norm: clip the combined gradient to this norm.
         track_step: also report each reward's cosine with the step that the base optimizer really took; keeps
             a copy of the parameters during the step.
@@ -194,7 +197,11 @@ class Marble(OptimizerWrapper):
         """What lands in ``.grad`` inside the block becomes the gradient of ``reward``.
 
         For loops that call their own backward, such as ``accelerator.backward(loss)``. ``.grad`` itself is as before
-        afterwards. Raises ``ValueError`` for an unknown reward and for a block without a backward.
+        afterwards. Under DDP run forward and backward in ``model.no_sync()``: gradients are reduced once, in
+        :meth:`balance`. Without, the result is the same, at one reduction per reward more, if all ranks collect the same
+        rewards in the same order; if they do not, :meth:`balance` raises ``RuntimeError``. Under FSDP2 they must.
+
+        Raises ``ValueError`` for an unknown reward and for a block without a backward.
         """
         if self._cycle.schedule.probes:
             raise ValueError("collect() cannot tell where a micro-step ends: use backward() with probe")

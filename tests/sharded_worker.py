@@ -96,9 +96,16 @@ def train(
     **options: Any,
 ) -> Result:
     """``form``: mapping, loop, factored or collect."""
-    model = wrap(network(dtype, device), kind, share, device)
+    plain = network(dtype, device)
+    early = Marble(torch.optim.AdamW(plain.parameters(), lr=0.05), NAMES, reduction="sum", **options)
+    model = wrap(plain, kind.removesuffix("_swapped"), share, device)
     watched = model if form == "factored" else None
-    opt = Marble(torch.optim.AdamW(model.parameters(), lr=0.05), NAMES, model=watched, reduction="sum", **options)
+    base = torch.optim.AdamW(model.parameters(), lr=0.05)
+    opt = Marble(base, NAMES, model=watched, reduction="sum", **options)
+    if kind.endswith("_swapped"):
+        # As accelerate does: the optimizer exists before the model is sharded.
+        opt = early
+        opt.param_groups[0]["params"] = list(model.parameters())
     said: list[Any] = []
     for step in range(STEPS):
         for micro in range(MICRO):
@@ -150,6 +157,7 @@ CASES |= {
     "fsdp-loop-probe": ("fsdp", "loop", {"micro_steps": MICRO, "probe": 0.5, "max_grad_norm": 0.05}),
     "fsdp-fused": ("fsdp", "mapping", {"fused": True, "max_grad_norm": 0.05}),
     "ddp-fused": ("ddp", "mapping", {"fused": True, "max_grad_norm": 0.05}),
+    "fsdp_swapped": ("fsdp_swapped", "mapping", {"refresh_every": 2}),
     "hsdp": ("hsdp", "mapping", {"max_grad_norm": 0.05}),
     "hsdp_flat": ("hsdp_flat", "mapping", {"max_grad_norm": 0.05}),
     "ddp-float32": ("ddp", "mapping", {"dtype": torch.float32}),
