@@ -192,7 +192,8 @@ class GradientCollector:
         finally:
             for parameter, gradient in zip(parameters, outside, strict=True):
                 parameter.grad = gradient
-        if all(gradient is None for gradient in gradients):
+        owners = [each for p, each in zip(parameters, gradients, strict=True) if is_sharded(p) or not sharded]
+        if all(gradient is None for gradient in owners):
             self.collected = collected
             raise ValueError(
                 f"no gradient reached the parameters in collect({reward!r}): call backward in the block (under FSDP2 "

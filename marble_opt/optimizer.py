@@ -198,8 +198,8 @@ class Marble(OptimizerWrapper):
 
         For loops that call their own backward, such as ``accelerator.backward(loss)``. ``.grad`` itself is as before
         afterwards. Under DDP run forward and backward in ``model.no_sync()``: gradients are reduced once, in
-        :meth:`balance`. Without, the result is the same, at one reduction per reward more, if all ranks collect the same
-        rewards in the same order; if they do not, :meth:`balance` raises ``RuntimeError``. Under FSDP2 they must.
+        :meth:`balance`. Without, the result is the same, at one reduction per reward more, if all ranks collect the
+        same rewards in the same order; if they do not, :meth:`balance` raises ``RuntimeError``. Under FSDP2 they must.
 
         Raises ``ValueError`` for an unknown reward and for a block without a backward.
         """

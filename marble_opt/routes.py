@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .passes import ordinary
+from .ranks import is_sharded
 from .separable import SeparableLoss
 from .survey import hides
 
@@ -87,7 +88,7 @@ def gradients_of(
     """
     if sharded:
         found = ordinary(loss, parameters, retain_graph, set(parameters))
-        if all(gradient is None for gradient in found):
+        if all(each is None for p, each in zip(parameters, found, strict=True) if is_sharded(p)):
             raise RuntimeError(
                 "a backward left no gradient on the sharded parameters: FSDP2 keeps them back under "
                 "set_requires_gradient_sync(False) (accelerate's no_sync() and accumulate() set it); leave it on, the "

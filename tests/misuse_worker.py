@@ -183,6 +183,28 @@ def fsdp_without_sync(share: Share, collect: bool) -> Any:
         opt.backward(given)
 
 
+def fsdp_without_sync_beside_a_plain_parameter(share: Share) -> Any:
+    """The plain parameter gets its gradient, the sharded ones do not."""
+    model = network()
+    plain = model[2].bias
+    fully_shard(model, mesh=init_device_mesh("cpu", (share.ranks,)), ignored_params={plain})
+    model.set_requires_gradient_sync(False)  # type: ignore[operator]
+    opt = make(model)
+    opt.backward(two_losses(share, model))
+
+
+def fsdp_beside_a_plain_parameter(share: Share) -> Any:
+    """Right: FSDP2 leaves the gradient of an ignored parameter alone, the step reduces it."""
+    model = network()
+    fully_shard(model, mesh=init_device_mesh("cpu", (share.ranks,)), ignored_params={model[2].bias})
+    opt = make(model)
+    for step in range(3):
+        opt.backward(two_losses(share, model, 10 * step))
+        opt.step()
+        opt.zero_grad()
+    return parameters(model)
+
+
 def fsdp_collects_differ(share: Share) -> Any:
     model = sharded(share)
     opt = make(model)
@@ -395,6 +417,7 @@ RIGHT: dict[str, tuple[Callable[[Share], Any], dict[str, Any]]] = {
     "one_rank_collects_nothing": (one_rank_collects_nothing, {"steps": 1}),
     "nobody_collects": (nobody_collects, {"steps": 0}),
     "fsdp_one_rank_has_one": (fsdp_one_rank_has_one, {"steps": 1}),
+    "fsdp_beside_a_plain_parameter": (fsdp_beside_a_plain_parameter, {}),
 }
 REFUSED: dict[str, tuple[Callable[[Share], Any], str]] = {
     "collects_differ": (ddp_collects_differ, "RuntimeError: the ranks ran different backwards .*no_sync"),
@@ -407,6 +430,10 @@ REFUSED: dict[str, tuple[Callable[[Share], Any], str]] = {
     "fsdp_collect_without_sync": (
         lambda share: fsdp_without_sync(share, True),
         "ValueError: no gradient .*set_requires_gradient_sync\\(True\\)",
+    ),
+    "fsdp_without_sync_beside_a_plain_parameter": (
+        fsdp_without_sync_beside_a_plain_parameter,
+        "RuntimeError: .*set_requires_gradient_sync\\(False\\)",
     ),
     "fsdp_collects_differ": (fsdp_collects_differ, "RuntimeError: the ranks ran different backwards .* 0 \\* loss"),
     "fsdp_one_rank_has_nothing": (fsdp_one_rank_has_nothing, "RuntimeError: .* 0 \\* prediction.sum\\(\\)"),
