@@ -8,10 +8,11 @@ from torch import Tensor
 from marble_kernels.combine import combine
 
 from .gram import gram_of_blocks
+from .ranks import local_part
 
 
 class GradientBank:
-    """K gradients, kept as one block [K, *shape] per parameter.
+    """K gradients, kept as one block [K, *shape] per parameter; of a sharded parameter, of this rank's shard.
 
     Parameters are held only between the first gradient of a step and ``clear``, so a parameter that is
     swapped between steps (FSDP2 does so) is never remembered. Gradients in half precision are accumulated in fp32.
@@ -39,7 +40,7 @@ class GradientBank:
                 raise ValueError(
                     f"a parameter of shape {list(parameter.shape)} has a sparse gradient: use Embedding(sparse=False)"
                 )
-            self._block(parameter)[reward] += gradient
+            self._block(parameter)[reward] += local_part(gradient)
 
     @torch.no_grad()
     def add_blocks(self, rewards: Iterable[int], blocks: Mapping[Tensor, Tensor]) -> None:
@@ -56,7 +57,8 @@ class GradientBank:
     def _block(self, parameter: Tensor) -> Tensor:
         if parameter not in self.blocks:
             dtype = torch.promote_types(parameter.dtype, torch.float32)
-            self.blocks[parameter] = torch.zeros(self.size, *parameter.shape, dtype=dtype, device=parameter.device)
+            part = local_part(parameter)
+            self.blocks[parameter] = torch.zeros(self.size, *part.shape, dtype=dtype, device=part.device)
         return self.blocks[parameter]
 
     def complete(self, parameters: Iterable[Tensor]) -> None:
@@ -67,7 +69,8 @@ class GradientBank:
     def gram(self, parameters: Sequence[Tensor], metric: Sequence[Tensor] | None = None) -> Tensor:
         """Gram matrix [K + 1, K + 1] of the rows and, last, of what ``.grad`` holds, with ``metric`` weights."""
         blocks = [self.blocks.get(parameter) for parameter in parameters]
-        return gram_of_blocks(self.size, blocks, [parameter.grad for parameter in parameters], metric)
+        shared = [None if parameter.grad is None else local_part(parameter.grad) for parameter in parameters]
+        return gram_of_blocks(self.size, blocks, shared, metric)
 
     def products(self, vectors: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         """Inner products [K] of every row with a vector given as (parameter, tensor) pairs."""
@@ -75,7 +78,7 @@ class GradientBank:
         for parameter, vector in vectors:
             if parameter in self.blocks:
                 block = self.blocks[parameter]
-                product = block.flatten(1) @ vector.flatten().to(block.dtype)
+                product = block.flatten(1) @ local_part(vector).flatten().to(block.dtype)
                 total = total.to(product.device) + product
         return total
 
@@ -84,11 +87,12 @@ class GradientBank:
         """Add Σ_k c_k g_k to ``.grad``; a row with c_k = 0 is not used, whatever it holds."""
         for device in dict.fromkeys(block.device for block in self.blocks.values()):
             parameters = [parameter for parameter, block in self.blocks.items() if block.device == device]
-            shared = [parameter.grad for parameter in parameters]
+            shared = [None if parameter.grad is None else local_part(parameter.grad) for parameter in parameters]
             for parameter in parameters:
                 if parameter.grad is None:
                     parameter.grad = torch.empty_like(parameter)
-            blocks, out = [self.blocks[p] for p in parameters], [p.grad for p in parameters]
+            blocks = [self.blocks[parameter] for parameter in parameters]
+            out = [local_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
             combine(blocks, coefficients.to(device), shared=shared, out=out)
 
     def clear(self) -> None:

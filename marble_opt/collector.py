@@ -1,17 +1,21 @@
 """The gradients of one optimizer step: one row per reward in the bank, everything else in ``.grad``."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .bank import GradientBank, add_to_grad
 from .factored import FactoredEngine
+from .ranks import is_sharded, keep_grads, refuse_layout, watching_reduction
 from .routes import Losses, check_loss, combine_losses, gradients_of, loop, scalar_losses, total
 from .separable import SeparableLoss
+from .together import finite_on_all, take_part
 
 
 @dataclass
@@ -29,7 +33,8 @@ class GradientCollector:
 
     With coefficients given, rewards are mixed at once and land in ``.grad`` too: the step between refreshes. A reward
     whose loss is not finite then is left out of that micro-step and noted in ``left_out``; ``contributed`` tells
-    whether any reward was mixed in.
+    whether any reward was mixed in. ``reduced`` lists the rewards whose gradients DDP or FSDP2 reduced in
+    :meth:`collect`.
 
     Args:
         rewards: names of the K rewards.
@@ -45,6 +50,8 @@ class GradientCollector:
         self.rewards, self._parameters, self._acting = rewards, parameters, acting
         self._route, self._check = route, check
         self.engine: FactoredEngine | None = None
+        self.process_group: dist.ProcessGroup | None = None
+        self._told = self._told_sharded = False
         self.bank = GradientBank(len(rewards))
         self.clear()
 
@@ -55,6 +62,7 @@ class GradientCollector:
         self.micro_step = 0
         self.work = Work()
         self.contributed = False
+        self.reduced: list[str] = []
         self.collected = False
         self.closed = False
         self.scaler: torch.amp.GradScaler | None = None
@@ -80,21 +88,25 @@ class GradientCollector:
         rest = self._shared(losses, shared, shared_weight)
         if self._route == "factored" and not isinstance(losses, SeparableLoss):
             raise ValueError(f"route='factored' needs a SeparableLoss, got {type(losses).__name__}: use route='auto'")
-        self._begin()
+        parameters = self._parameters()
+        sharded = self._begin(parameters)
         self.micro_step += 1
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         clear: Tensor | None = None
+        if sharded and coefficients is None:
+            *scalars, rest = take_part([*scalars, rest], losses, shared, parameters, self.process_group)
         if coefficients is None:
-            clear = self._rows(losses, scalars, retain_graph or rest is not None)
+            clear = self._rows(losses, scalars, retain_graph or rest is not None, sharded)
         elif self._acting:
             mixed, left_out = combine_losses(losses, scalars, coefficients, self.scaler is not None)
             self.contributed |= sum(loss is not None for loss in scalars) > len(left_out)
             self._leave_out(left_out)
             rest = total([mixed, rest])
+        if sharded and coefficients is not None:
+            (rest,) = take_part([rest], losses, shared, parameters, self.process_group)
         if rest is not None:
             self.work.passes += 1
-            parameters = self._parameters()
-            add_to_grad(parameters, gradients_of(self._scaled(rest), parameters, retain_graph, clear))
+            add_to_grad(parameters, gradients_of(self._scaled(rest), parameters, retain_graph, clear, sharded))
 
     def _shared(self, losses: Losses, shared: Tensor | None, weight: float) -> Tensor | None:
         if weight == 0:
@@ -106,10 +118,17 @@ class GradientCollector:
         found = total(terms)
         return found if found is None or weight == 1 else weight * found
 
-    def _rows(self, losses: Losses, scalars: Sequence[Tensor | None], retain_graph: bool) -> Tensor | None:
+    def _rows(
+        self, losses: Losses, scalars: Sequence[Tensor | None], retain_graph: bool, sharded: bool
+    ) -> Tensor | None:
         """Add the K gradients of one micro-step to the bank; returns a tensor known to hide no reentrant checkpoint."""
         parameters = self._parameters()
-        if isinstance(losses, SeparableLoss) and self.engine is not None and self._route != "loop":
+        if (
+            isinstance(losses, SeparableLoss)
+            and self.engine is not None
+            and self._route != "loop"
+            and not self._unsuited(sharded)
+        ):
             return None if self._factored(self.engine, losses, parameters, retain_graph) else losses.prediction
         self.work.route = "loop"
         self.work.passes += sum(loss is not None for loss in scalars)
@@ -118,8 +137,24 @@ class GradientCollector:
             parameters,
             retain_graph,
             lambda index, gradients: self.bank.add(index, parameters, gradients),
+            sharded,
         )
         return None
+
+    def _unsuited(self, sharded: bool) -> bool:
+        """Whether the factored route cannot be taken, which is told once."""
+        if not sharded:
+            return False
+        reason = "parameters are sharded (FSDP2), and layers compute with gathered ones unknown to the factored route"
+        if self._route == "factored":
+            raise NotImplementedError(f"route='factored': {reason}; use route='auto' or 'loop', or DDP")
+        self.work.fallback["all parameters"] = reason
+        if not self._told_sharded:
+            self._told_sharded = True
+            warnings.warn(
+                f"every reward takes a backward of its own: {reason}; with route='loop' this is not told", stacklevel=6
+            )
+        return True
 
     def _factored(
         self, engine: FactoredEngine, loss: SeparableLoss, parameters: Sequence[Tensor], retain_graph: bool
@@ -144,44 +179,66 @@ class GradientCollector:
         if reward not in self.rewards:
             raise ValueError(f"collect of the unknown reward {reward!r}: known are {list(self.rewards)}")
         collected = self.collected
-        self._begin()
         index, parameters = self.rewards.index(reward), self._parameters()
-        outside = [parameter.grad for parameter in parameters]
+        sharded = self._begin(parameters)
+        outside = keep_grads(parameters)
         for parameter in parameters:
             parameter.grad = None
         try:
-            yield
+            with watching_reduction(parameters) as watched:
+                yield
+                reduced = watched.found()
             gradients = [parameter.grad for parameter in parameters]
         finally:
             for parameter, gradient in zip(parameters, outside, strict=True):
                 parameter.grad = gradient
-        if all(gradient is None for gradient in gradients):
+        owners = [each for p, each in zip(parameters, gradients, strict=True) if is_sharded(p) or not sharded]
+        if all(gradient is None for gradient in owners):
             self.collected = collected
-            raise ValueError(f"no gradient reached the parameters in collect({reward!r}): call backward in the block")
+            raise ValueError(
+                f"no gradient reached the parameters in collect({reward!r}): call backward in the block (under FSDP2 "
+                "with set_requires_gradient_sync(True))"
+            )
+        if reduced or sharded:
+            self.reduced.append(reward)
+            self._tell_reduced(reduced)
         self.work.passes += 1
         if coefficients is None:
             self.work.route = "collect"
             self.bank.add(index, parameters, gradients)
         elif not self._acting:
             return
-        elif not all(bool(g.isfinite().all()) for g in gradients if g is not None):
+        elif not finite_on_all(gradients, parameters, self.process_group):
             self._leave_out([index])
         else:
             self.contributed = True
             factor = coefficients[index]
-            add_to_grad(parameters, [None if g is None else g * factor.to(g) for g in gradients])
+            add_to_grad(parameters, [None if g is None else g * factor.to(g.device, g.dtype) for g in gradients])
 
     def _leave_out(self, rewards: Sequence[int]) -> None:
         for index in rewards:
             self.left_out[index] = True
 
-    def _begin(self) -> None:
+    def _tell_reduced(self, by_ddp: bool) -> None:
+        if by_ddp and not self._told:
+            self._told = True
+            warnings.warn(
+                "DDP reduced the gradients in collect(), once per reward, and balance() reduces again: right as long "
+                "as all ranks collect the same rewards in the same order, and slow. Run forward and backward under "
+                "model.no_sync()",
+                stacklevel=6,
+            )
+
+    def _begin(self, parameters: Sequence[Tensor]) -> bool:
+        """Start a backward; returns whether parameters are sharded."""
         if self.closed:
             raise RuntimeError(
                 "backward() or collect() after balance() and before step(): coefficients are solved once, on the "
                 "whole step. Call step() or zero_grad() first"
             )
+        refuse_layout(parameters, self.process_group)
         self.collected = True
+        return any(map(is_sharded, parameters))
 
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self.scaler is None else self.scaler.scale(loss)

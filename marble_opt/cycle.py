@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .balance import BalanceRule
 from .collector import GradientCollector
-from .distributed import reduce_step, world_size
+from .distributed import finite_everywhere, full_gram, reduce_step
 from .metric import AdamMetric
+from .ranks import local_part, world_size
 from .refresh import Refresh, count_left_out, refresh, reuse
 from .routes import Losses
 from .schedule import MicroSchedule
@@ -50,6 +51,7 @@ class BalanceCycle:
         self.rule, self.schedule, self.collector = rule, schedule, collector
         self.refresh_every, self.ema = refresh_every, ema
         self.process_group, self.reduction = process_group, reduction
+        collector.process_group = process_group
         self.memory = MarbleState.new(rule.rewards, rule.slots)
         self.report: Balance | None = None
         self.start()
@@ -97,9 +99,10 @@ class BalanceCycle:
         unless ranks have to agree.
         """
         parameters = self.known(parameters)
-        if world_size(self.process_group) > 1:
-            rows = self._probed is None
-            reduce_step(self.collector, parameters, self.process_group, self.reduction, rows=rows)
+        if self.joint:
+            self._reduce(parameters, rows=self._probed is None)
+            if not self.collector.collected:
+                return
         if self._probed is not None:
             self._finish_probes(self._probed, parameters)
         elif self.refreshing:
@@ -107,11 +110,16 @@ class BalanceCycle:
             self.report, self.memory, self.usable = result.report, result.memory, result.usable
         else:
             acts = self.collector.contributed or self.rule.observing
-            self.usable = (_all_finite(parameters, nothing=False) & acts).to(self.memory.dropped_steps.device)
+            self.usable = (self._all_finite(parameters, nothing=False) & acts).to(self.memory.dropped_steps.device)
             self.memory, self.report = reuse(self.report, self._count_left_out(self.memory), self.usable)
         self.collector.closed = True
         if self.report is not None:
             self.report = replace(self.report, **vars(self.collector.work))
+
+    @property
+    def joint(self) -> bool:
+        """Whether several ranks step together: then each takes part in every balance, whatever it collected."""
+        return world_size(self.process_group) > 1
 
     @property
     def dropped(self) -> bool:
@@ -153,19 +161,28 @@ class BalanceCycle:
     def _solve(self, parameters: Sequence[Tensor]) -> Refresh:
         bank = self.collector.bank
         metric = None if self.metric is None else self.metric(parameters)
-        return refresh(bank.gram(parameters, metric), bank.offered, self.rule, self.memory, self.ema)
+        gram = full_gram(bank, parameters, self.process_group, metric)
+        return refresh(gram, bank.offered, self.rule, self.memory, self.ema)
+
+    def _reduce(self, parameters: Sequence[Tensor], rows: bool = True, grads: bool = True) -> None:
+        collector, memory = self.collector, self.memory
+        state = (self.rule.rewards, memory.steps, memory.since_refresh, not rows, collector.scaler is not None)
+        reduce_step(collector, parameters, self.process_group, self.reduction, state, rows, grads)
+
+    def _all_finite(self, parameters: Sequence[Tensor], nothing: bool) -> Tensor:
+        return finite_everywhere(_all_finite(parameters, nothing), parameters, self.process_group)
 
     @torch.no_grad()
     def _solve_probes(self, parameters: list[Tensor]) -> Refresh:
-        if world_size(self.process_group) > 1:
-            reduce_step(self.collector, parameters, self.process_group, self.reduction, grads=False)
+        if self.joint:
+            self._reduce(parameters, grads=False)
         return self._solve(parameters)
 
     def _finish_probes(self, probed: Refresh, parameters: Sequence[Tensor]) -> None:
         """The other micro-steps have been mixed with the coefficients of the probes; a NaN there drops the step."""
         # A reward that a probe left out has been counted.
         memory = self._count_left_out(probed.memory, probed.report.active)
-        lost = probed.usable & ~_all_finite(parameters, nothing=True)
+        lost = probed.usable & ~self._all_finite(parameters, nothing=True).to(probed.usable.device)
         memory = replace(memory, dropped_steps=memory.dropped_steps + lost.to(memory.dropped_steps))
         self.memory, self.usable = memory, probed.usable & ~lost
         self.report = replace(
@@ -186,5 +203,5 @@ class BalanceCycle:
 def _all_finite(parameters: Sequence[Tensor], nothing: bool) -> Tensor:
     """Whether all gradients are finite, bool, 0-d; ``nothing`` where there is none."""
     device = parameters[0].device
-    found = [torch.isfinite(p.grad.norm()).to(device) for p in parameters if p.grad is not None]
+    found = [torch.isfinite(local_part(p.grad).norm()).to(device) for p in parameters if p.grad is not None]
     return torch.stack(found).all() if found else torch.full((), nothing, device=device)

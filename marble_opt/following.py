@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .cycle import BalanceCycle
+from .distributed import products_and_length
 from .guard import GuardedStep, guard_step
 from .metric import refuse_sharded
 
@@ -47,10 +48,10 @@ def _measure(cycle: BalanceCycle, parameters: Sequence[Tensor], before: Sequence
     bank, report = cycle.collector.bank, cycle.report
     if report is not None:
         moved = [(parameter, old - parameter.detach()) for parameter, old in before]
-        length = torch.stack([vector.norm() for _, vector in moved]).norm()
+        products, length = products_and_length(bank, moved, cycle.process_group)
         # Euclidean, whatever the metric of the balance.
         norms = report.norms if cycle.metric is None else bank.gram(parameters).diagonal()[:-1].clamp_min(0).sqrt()
-        cycle.report = replace(report, step_cosines=bank.products(moved) / (length * norms))
+        cycle.report = replace(report, step_cosines=products / (length * norms))
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from marble_kernels.combine import clip_scale
 from marble_kernels.fused_adamw import fused_adamw
 
 from .gram import gram_of_blocks
+from .ranks import is_sharded
 
 _OPTIONS = ("amsgrad", "differentiable")
 
@@ -27,6 +28,8 @@ def obstacle(base: Optimizer) -> str | None:
             return f"the base optimizer has {name}=True"
     if any(parameter.is_complex() for group in base.param_groups for parameter in group["params"]):
         return "a parameter is complex"
+    if any(is_sharded(parameter) for group in base.param_groups for parameter in group["params"]):
+        return "a parameter is sharded (FSDP2)"
     hooks = (
         base._optimizer_step_pre_hooks,
         base._optimizer_step_post_hooks,

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from .balance import BalanceRule, Weighting
 from .collector import GradientCollector
 from .cycle import BalanceCycle
-from .distributed import REDUCTIONS
+from .distributed import REDUCTIONS, clip_grads
 from .factored import FactoredEngine
 from .following import follow_step
 from .fused import fused_step, obstacle
@@ -58,7 +58,10 @@ class Marble(OptimizerWrapper):
         balancer: ``None`` (min-norm), ``"equal"``, ``"observe"``, fixed weights by name, or a callable of the
             Gram matrix; see :class:`marble_opt.balance.BalanceRule`.
         process_group: ranks that share gradients; default: the default group once torch.distributed is initialised.
+            All of them take part in every ``balance()`` or ``step()``, with or without a backward of their own. Sharded
+            parameters (FSDP2, HSDP) keep rows of the local shards; their mesh must hold the same ranks.
         reduction: ``"mean"`` over ranks, as DDP does, or ``"sum"``, for losses whose normalisers count all ranks.
+            FSDP2 averages itself: ``"sum"`` multiplies by the number of ranks, so leave its divide factor alone then.
         max_grad_norm: clip the combined gradient to this norm.
         track_step: also report each reward's cosine with the step that the base optimizer really took; keeps
             a copy of the parameters during the step.
@@ -212,7 +215,11 @@ class Marble(OptimizerWrapper):
         """What lands in ``.grad`` inside the block becomes the gradient of ``reward``.
 
         For loops that call their own backward, such as ``accelerator.backward(loss)``. ``.grad`` itself is as before
-        afterwards. Raises ``ValueError`` for an unknown reward and for a block without a backward.
+        afterwards. Under DDP run forward and backward in ``model.no_sync()``: gradients are reduced once, in
+        :meth:`balance`. Without, the result is the same, at one reduction per reward more, if all ranks collect the
+        same rewards in the same order; if they do not, :meth:`balance` raises ``RuntimeError``. Under FSDP2 they must.
+
+        Raises ``ValueError`` for an unknown reward and for a block without a backward.
         """
         if self._cycle.schedule.probes:
             raise ValueError("collect() cannot tell where a micro-step ends: use backward() with probe")
@@ -226,15 +233,17 @@ class Marble(OptimizerWrapper):
         ``step()`` does this when the caller has not. Call it yourself before ``clip_grad_norm_`` or
         ``scaler.unscale_``. A second call in a step, or one with nothing collected, changes nothing.
         """
-        if self._collector.closed or not self._collector.collected:
+        if self._collector.closed or not (self._collector.collected or self._cycle.joint):
             return self.report
         parameters = self._parameters()
         self._cycle.balance(parameters)
+        if not self._collector.collected:
+            return self.report
         self._cycle.write()
         if self.max_grad_norm is not None and not self._cycle.dropped:
             scaler = self._collector.scaler
             scale = 1.0 if scaler is None else scaler.get_scale()
-            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm * scale)
+            clip_grads(parameters, self.max_grad_norm * scale, self._cycle.process_group)
         return self.report
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -253,13 +262,6 @@ class Marble(OptimizerWrapper):
                 result = closure()
         if self._collector.scaler is not None and not self._collector.closed:
             raise RuntimeError("call balance() before scaler.unscale_() or scaler.step(): the bank is still scaled")
-        if not self._collector.collected and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"step() without any backward() or collect() for the rewards {list(self.rewards)}: this is the "
-                "base optimizer's own step on whatever .grad holds",
-                stacklevel=3,
-            )
         if self._fusible():
             self._fused_step()
         else:
@@ -268,6 +270,13 @@ class Marble(OptimizerWrapper):
                 self._warn_dropped()
             else:
                 self._follow(self.base.step)
+        if not self._collector.collected and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"step() without any backward() or collect() for the rewards {list(self.rewards)}: this is the "
+                "base optimizer's own step on whatever .grad holds",
+                stacklevel=3,
+            )
         self._finish_step()
         return result
 
@@ -283,13 +292,16 @@ class Marble(OptimizerWrapper):
         return found
 
     def _fusible(self) -> bool:
-        waiting = self._collector.collected and not self._collector.closed
+        waiting = (self._collector.collected or self._cycle.joint) and not self._collector.closed
         return self.fused and waiting and not self.track_step and obstacle(self.base) is None
 
     @torch.no_grad()
     def _fused_step(self) -> None:
         cycle = self._cycle
         cycle.balance(self._parameters())
+        if not self._collector.collected:
+            self._follow(self.base.step)
+            return
         report, usable = self.report, cycle.usable
         if report is None or usable is None:
             raise RuntimeError("nothing was balanced: this is a bug in marble_opt")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .capture import Call, Watch
 from .handlers import NotPerSampleError
+from .ranks import keep_grads, watching_reduction
 from .separable import SeparableLoss
 
 _ROUNDING = 32
@@ -159,11 +160,17 @@ def ordinary(
 @contextmanager
 def aside(leaves: Collection[Tensor]) -> Iterator[None]:
     """Put every ``.grad`` away, and back at the end."""
-    kept = [(leaf, leaf.grad) for leaf in leaves]
+    kept = list(zip(leaves, keep_grads(leaves), strict=True))
     for leaf, _ in kept:
         leaf.grad = None
     try:
-        yield
+        with watching_reduction(leaves) as reduced:
+            yield
+            if reduced.found():
+                raise RuntimeError(
+                    "DDP reduced gradients in one of several backwards on one forward (a reentrant checkpoint makes "
+                    "them plain ones): run the forward under model.no_sync(), gradients are reduced once in balance()"
+                )
     finally:
         for leaf, grad in kept:
             leaf.grad = grad

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .passes import ordinary
+from .ranks import is_sharded
 from .separable import SeparableLoss
 from .survey import hides
 
@@ -58,26 +59,42 @@ def loop(
     parameters: Sequence[Tensor],
     retain_graph: bool,
     store: Callable[[int, Gradients], None],
+    sharded: bool = False,
 ) -> None:
     """One backward per loss, ``store(k, gradients)`` after each: the exact and slow route.
 
-    The gradients stay local to the rank: hooks on ``.grad``, DDP's reduction among them, do not fire.
+    The gradients stay local to the rank: hooks on ``.grad``, DDP's reduction among them, do not fire. Those of sharded
+    parameters are reduced by FSDP2 in each backward.
     """
     present = [(index, loss) for index, loss in enumerate(losses) if loss is not None]
     for position, (index, loss) in enumerate(present):
         keep = retain_graph or position + 1 < len(present)
-        store(index, gradients_of(loss, parameters, keep))
+        store(index, gradients_of(loss, parameters, keep, sharded=sharded))
 
 
 def gradients_of(
-    loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool, clear: Tensor | None = None
+    loss: Tensor,
+    parameters: Sequence[Tensor],
+    retain_graph: bool,
+    clear: Tensor | None = None,
+    sharded: bool = False,
 ) -> list[Tensor | None]:
     """Gradients of one scalar, without touching ``.grad``.
 
     Where a reentrant checkpoint refuses ``torch.autograd.grad`` a plain backward is made with the parameters' ``.grad``
     put aside; other leaves of the graph then get a ``.grad`` too, and hooks fire. ``clear``: a tensor known to have
-    none in its graph.
+    none in its graph. ``sharded``: the graph holds FSDP2's gathered parameters, and only a plain backward fills the
+    ``.grad`` of the sharded ones.
     """
+    if sharded:
+        found = ordinary(loss, parameters, retain_graph, set(parameters))
+        if all(each is None for p, each in zip(parameters, found, strict=True) if is_sharded(p)):
+            raise RuntimeError(
+                "a backward left no gradient on the sharded parameters: FSDP2 keeps them back under "
+                "set_requires_gradient_sync(False) (accelerate's no_sync() and accumulate() set it); leave it on, the "
+                "rows of micro-steps are added up here"
+            )
+        return found
     return ordinary(loss, parameters, retain_graph, set(parameters) if hides(loss, clear) else None)
 
 

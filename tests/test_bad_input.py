@@ -10,7 +10,6 @@ from torch.nn import Parameter
 
 from marble_opt import Marble, SeparableLoss
 from marble_opt.balance import BalanceRule
-from marble_opt.distributed import refuse_sharded
 from toys import LENGTH, balanced, close, grads, linear, linear_losses, normal, parameters, sgd
 
 
@@ -186,9 +185,9 @@ def test_a_balancer_that_returns_another_shape() -> None:
         rule.solve(torch.eye(3, dtype=torch.float64), active)
 
 
-def test_sharded_parameters() -> None:
-    class DTensor(torch.Tensor):
-        pass
-
-    with pytest.raises(NotImplementedError, match=r"FSDP2, DTensor\) are not supported yet: use DDP"):
-        refuse_sharded([torch.ones(2).as_subclass(DTensor)])
+def test_fsdp1_parameters() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter._fsdp_flattened = True  # type: ignore[attr-defined]
+    opt = Marble(torch.optim.SGD([parameter], lr=1.0), ["a"])
+    with pytest.raises(NotImplementedError, match=r"FSDP1 .* use FSDP2"):
+        opt.backward({"a": parameter.sum()})

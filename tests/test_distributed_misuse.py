@@ -1,0 +1,88 @@
+"""What users do to DDP and FSDP2 is either right or refused with the fix, on every rank."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from misuse_worker import OTHER, REFUSED, RIGHT, expected, worker
+
+Ranks = list[dict[str, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(worker, args=(2, str(folder)), nprocs=2)
+    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_is_right(name: str, two_ranks: Ranks) -> None:
+    options = {"steps": 3, **RIGHT[name][1]}
+    for ours in two_ranks:
+        assert not isinstance(ours[name]["value"], str), ours[name]["value"]
+        torch.testing.assert_close(ours[name]["value"], expected(**options), rtol=1e-10, atol=1e-12)
+    assert torch.equal(two_ranks[0][name]["value"], two_ranks[1][name]["value"])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_is_refused_with_the_fix_on_every_rank(name: str, two_ranks: Ranks) -> None:
+    for ours in two_ranks:
+        assert isinstance(ours[name]["value"], str), ours[name]["value"]
+        assert re.match(REFUSED[name][1], ours[name]["value"]), ours[name]["value"]
+
+
+def test_reduced_collects_are_told_once(two_ranks: Ranks) -> None:
+    for ours in two_ranks:
+        for name in ("collects_together", "collects_apart"):
+            assert [text for text in ours[name]["told"] if "model.no_sync()" in text] == ours[name]["told"][:1]
+        assert ours["collects_differ_no_sync"]["told"] == []
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_ranks_say_the_same(name: str, two_ranks: Ranks) -> None:
+    assert two_ranks[0][name]["value"] == two_ranks[1][name]["value"]
+
+
+def test_a_nan_in_one_shard_costs_its_reward_everywhere(two_ranks: Ranks) -> None:
+    assert two_ranks[0]["fsdp_nan_at_refresh"]["value"] == [[0, 1], [0, 1], 0]
+    assert two_ranks[0]["fsdp_nan_between"]["value"] == [[0, 1], [0, 1], 0]
+
+
+def test_step_cosines_are_those_of_the_whole(two_ranks: Ranks) -> None:
+    assert two_ranks[0]["fsdp_step_cosines"]["value"]
+
+
+def test_an_overflow_under_fsdp(two_ranks: Ranks) -> None:
+    said, finite = two_ranks[0]["overflow_under_fsdp"]["value"]
+    assert finite
+    assert said == [(8.0, [0, 0]), (8.0, [0, 1]), (4.0, [1, 2]), (4.0, [1, 2])]
+
+
+def test_nothing_sharded_reaches_the_kernels(two_ranks: Ranks) -> None:
+    for ours in two_ranks:
+        assert ours["fsdp_fused"]["value"] == (True, {"Tensor"}, False)
+        assert [text for text in ours["fsdp_fused"]["told"] if "a parameter is sharded (FSDP2)" in text]
+
+
+def test_the_factored_route_falls_back_and_says_so_once(two_ranks: Ranks) -> None:
+    for ours in two_ranks:
+        assert ours["fallback_from_factored"]["value"] == ("loop", ["all parameters"])
+        assert len([text for text in ours["fallback_from_factored"]["told"] if "are sharded (FSDP2)" in text]) == 1
+
+
+def test_the_guards_have_teeth(two_ranks: Ranks) -> None:
+    for ours in two_ranks:
+        assert ours["bucket_view_without_copy"]["value"] is True
+        assert ours["unmarked_collects"]["value"] is True
+
+
+def test_a_run_is_resumed_from_a_distributed_checkpoint_bit_for_bit(two_ranks: Ranks) -> None:
+    for ours in two_ranks:
+        assert ours["resumed"]["value"] is True
+        assert ours["resumed_without_our_state"]["value"] is False
+        assert ours["state_dict_of_the_wrapper"]["value"] == ["param_groups", "state"]

@@ -1,0 +1,52 @@
+"""DDP and FSDP2 on two processes with half of each batch: as one process with the whole of it, for ten steps."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from distributed_worker import Share
+from sharded_worker import CASES, STEPS, Result, run, worker
+
+Ranks = list[dict[str, Result]]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(worker, args=(2, str(folder)), nprocs=2)
+    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_result_is_that_of_one_process_with_the_whole_batch(name: str, two_ranks: Ranks) -> None:
+    alone = run(Share(0, 1), name)
+    tolerance = 1e-5 if "float32" in name else 1e-10
+    for ours in two_ranks:
+        assert ours[name]["said"] == alone["said"]
+        assert len(alone["said"]) == STEPS
+        for key in ("params", "moments", "coefficients"):
+            torch.testing.assert_close(ours[name][key], alone[key], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_stay_equal_bit_for_bit(name: str, two_ranks: Ranks) -> None:
+    first, second = (results[name] for results in two_ranks)
+    for key in ("params", "moments", "coefficients", "gram"):
+        assert torch.equal(first[key].nan_to_num(), second[key].nan_to_num())
+    assert first["said"] == second["said"]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_nccl(tmp_path: Path) -> None:
+    """All cases on two GPUs: ``pytest tests/test_sharded.py -k nccl``."""
+    mp.spawn(worker, args=(2, str(tmp_path), "nccl"), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for name in CASES:
+        alone = run(Share(0, 1), name, "cuda")
+        tolerance = 1e-5 if "float32" in name else 1e-10
+        for key in ("params", "moments", "coefficients"):
+            torch.testing.assert_close(ranks[0][name][key], alone[key], rtol=tolerance, atol=tolerance)
+            assert torch.equal(ranks[0][name][key], ranks[1][name][key])
+        assert ranks[0][name]["said"] == ranks[1][name]["said"] == alone["said"]
