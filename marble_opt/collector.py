@@ -82,13 +82,13 @@ class GradientCollector:
             raise ValueError(f"route='factored' needs a SeparableLoss, got {type(losses).__name__}: use route='auto'")
         self._begin()
         self.micro_step += 1
-        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._scaled_by(scaler)
         clear: Tensor | None = None
         if coefficients is None:
             clear = self._rows(losses, scalars, retain_graph or rest is not None)
         elif self._acting:
             mixed, left_out = combine_losses(losses, scalars, coefficients, self.scaler is not None)
-            self.contributed |= sum(loss is not None for loss in scalars) > len(left_out)
+            self.contributed |= mixed is not None
             self._leave_out(left_out)
             rest = total([mixed, rest])
         if rest is not None:
@@ -139,7 +139,9 @@ class GradientCollector:
         return found.hiding
 
     @contextmanager
-    def collect(self, reward: str, coefficients: Tensor | None) -> Iterator[None]:
+    def collect(
+        self, reward: str, coefficients: Tensor | None, scaler: "torch.amp.GradScaler | None" = None
+    ) -> Iterator[None]:
         """Take what lands in ``.grad`` inside the block for ``reward``; ``.grad`` is restored."""
         if reward not in self.rewards:
             raise ValueError(f"collect of the unknown reward {reward!r}: known are {list(self.rewards)}")
@@ -159,6 +161,7 @@ class GradientCollector:
             self.collected = collected
             raise ValueError(f"no gradient reached the parameters in collect({reward!r}): call backward in the block")
         self.work.passes += 1
+        self._scaled_by(scaler)
         if coefficients is None:
             self.work.route = "collect"
             self.bank.add(index, parameters, gradients)
@@ -167,9 +170,15 @@ class GradientCollector:
         elif not all(bool(g.isfinite().all()) for g in gradients if g is not None):
             self._leave_out([index])
         else:
-            self.contributed = True
             factor = coefficients[index]
+            self.contributed |= bool(factor != 0)
             add_to_grad(parameters, [None if g is None else g * factor.to(g) for g in gradients])
+
+    def show_scaler(self) -> None:
+        """A zero gradient where there is none at all: a ``GradScaler`` refuses an optimizer without gradients."""
+        parameters = self._parameters()
+        if all(parameter.grad is None for parameter in parameters):
+            parameters[0].grad = torch.zeros_like(parameters[0])
 
     def _leave_out(self, rewards: Sequence[int]) -> None:
         for index in rewards:
@@ -182,6 +191,9 @@ class GradientCollector:
                 "whole step. Call step() or zero_grad() first"
             )
         self.collected = True
+
+    def _scaled_by(self, scaler: "torch.amp.GradScaler | None") -> None:
+        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
 
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self.scaler is None else self.scaler.scale(loss)
