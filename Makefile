@@ -1,6 +1,7 @@
-# Two commands do everything on a fresh machine (Python >= 3.10, git, make):
+# Two commands do nearly everything on a fresh machine (Python >= 3.10, git, make):
 #   make demo    trains the tiny model with the weighted sum and with Marble, prints a table, draws runs/demo/report.png
 #   make test    runs linters, type checker and all tests
+#   make soak    makes 200 000 random calls on the optimizer; prints the seed and a short replay of the first failure
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,13 +9,16 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUTPUT ?= runs/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test soak lint clean
 
 demo: $(VENV)/examples
 	$(BIN)/python examples/train.py --model tiny --balance sum marble --output $(OUTPUT) --resume
 
 test: $(VENV)/test lint
 	$(BIN)/python -m pytest
+
+soak: $(VENV)/test
+	$(BIN)/python tests/fuzz/soak.py --calls 200000
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

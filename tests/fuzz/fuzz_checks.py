@@ -48,14 +48,18 @@ class Expected:
                 self.rows[index] += row
                 self.sizes[index] += row.norm()
 
-    def mixed(self, coefficients: Tensor, rows: Sequence[Tensor | None], finite: Sequence[bool]) -> Tensor:
-        """What a mixed micro-step adds to ``.grad``: rewards whose loss is not finite are left out."""
+    def mixed(self, coefficients: Tensor, rows: Sequence[Tensor | None], finite: Sequence[bool]) -> tuple[Tensor, float]:
+        """What a mixed micro-step adds to ``.grad`` and the scale of its rounding; rewards whose loss is not finite are
+        left out.
+        """
+        size = 0.0
         total = torch.zeros(self.rows.shape[1], dtype=torch.float64)
         for coefficient, row, fine in zip(coefficients, rows, finite, strict=True):
             if row is not None and fine and coefficient != 0:
                 self.kept += 1
                 total += coefficient * row
-        return total
+                size += float((coefficient * row).norm())
+        return total, size
 
     def combined(self, coefficients: Tensor, before: Tensor, limit: float | None) -> tuple[Tensor, float]:
         """Σ c_k g_k + ``.grad``, clipped, and the scale of its rounding."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.nn import Parameter
 
-from marble_opt import Marble
+from marble_opt import Marble, SeparableLoss
 
 SHAPES = ((2, 3), (4,))
 FAR = 1e6
@@ -124,7 +124,7 @@ class Machine:
         extra = torch.zeros_like(before)
         if wanted is not None and weight:
             extra = weight * self.scale * as_seen(self.parameters, wanted)
-        self.received(rows, finite, before, extra, probing)
+        self.received(rows, finite, before, extra, probing, isinstance(losses, SeparableLoss))
         self.expected.micro_steps += 1
 
     def do_collect(self, options: dict[str, Any], random: torch.Generator) -> None:
@@ -140,24 +140,30 @@ class Machine:
         rows: list[Tensor | None] = [None] * len(self.names)
         rows[options["reward"]] = as_seen(self.parameters, row)
         fine = bool(torch.isfinite(as_seen(self.parameters, row)).all())
-        self.received(rows, [fine] * len(rows), before, torch.zeros_like(before), False)
+        self.received(rows, [fine] * len(rows), before, torch.zeros_like(before), False, False)
 
     def received(
-        self, rows: list[Tensor | None], finite: list[bool], before: Tensor, extra: Tensor, probing: bool
+        self, rows: list[Tensor | None], finite: list[bool], before: Tensor, extra: Tensor, probing: bool, separable: bool
     ) -> None:
         """Rows wait in the bank; on mixed micro-steps they are in ``.grad`` already."""
-        expected, coefficients = self.expected, self.opt._cycle.mixture
+        expected, coefficients, size = self.expected, self.opt._cycle.mixture, 0.0
         expected.collected = True
         rows = [None if row is None else self.scale * row for row in rows]
         if coefficients is None or probing:
             expected.add_rows(rows)
         elif not self.observing:
             kept = expected.kept
-            extra = extra + expected.mixed(coefficients, rows, finite)
+            mixed, size = expected.mixed(coefficients, rows, finite)
+            trainable = torch.cat([torch.full((p.numel(),), p.requires_grad) for p in self.parameters])
+            extra = extra + torch.where(trainable, mixed, 0.0)
+            if separable:
+                # Mixed without a look at the coefficients, which would wait for the device.
+                expected.kept += any(finite)
             if self.scaler is not None and expected.kept == kept:
                 # Losses that overflow everywhere stay in, for the scaler to see.
                 return
-        check_grad(self.parameters, before + extra, self.dtype, float((before.abs() + extra.abs()).nan_to_num(0.0).max()))
+        size = max(size, float((before.abs() + extra.abs()).nan_to_num(0.0).max()))
+        check_grad(self.parameters, before + extra, self.dtype, size)
 
     def do_balance(self, options: dict[str, Any], random: torch.Generator) -> None:
         before, repeated = gradients(self.parameters), self.closed or not self.expected.collected
@@ -179,7 +185,7 @@ class Machine:
         report = self.opt.report
         if report is None or not report.refreshed:
             # With nothing to step on an observer's step may count either way.
-            if not self.observing or any(parameter.grad is not None for parameter in self.parameters):
+            if not self.observing or bool(before.any()):
                 check_reuse(self.expected, before, self.dtype, self.observing, self.dropped)
         elif self.expected.micro_steps <= self.opt._cycle.schedule.probes or not self.opt._cycle.schedule.probes:
             check_refresh(self.opt, self.expected, before, self.dtype, self.options, self.dropped)
@@ -236,7 +242,7 @@ class Machine:
         twin.step()
         after, wanted = flat(self.parameters), flat(theirs)
         # Where rewards cancel, rounding decides the sign that Adam steps by.
-        clear = (written.abs() > 1e-3 * size) | (written == 0)
+        clear = written.abs() >= 1e-3 * size
         loose = 1e-6 if self.dtype == torch.float64 else 2e-2
         bound = loose * (wanted - start).abs() + 4 * torch.finfo(self.dtype).eps * (start.abs() + 1)
         assert bool((((after - wanted).abs() <= bound) | ~clear).all()), "the fused step is another than the base's"
