@@ -78,7 +78,7 @@ def check_grad(parameters: Sequence[Tensor], wanted: Tensor, dtype: torch.dtype,
     low, high = SAFE[dtype]
     # inf − inf, inf + x and what exceeds the format are all "not usable": which one does not matter.
     known = torch.isfinite(wanted) & (wanted.abs() < high)
-    size = max(size, float(torch.where(known, wanted.abs(), 0.0).max()), low)
+    size = max(0.0 if size != size else size, float(torch.where(known, wanted.abs(), 0.0).max()), low)
     close = (after - wanted).abs() <= TOLERANCE[dtype] * size
     assert bool((close | ~known).all()), f".grad is {after.tolist()}, not {wanted.tolist()}"
     lost = ~torch.isfinite(wanted) & torch.isfinite(after)

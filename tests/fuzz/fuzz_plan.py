@@ -33,6 +33,8 @@ KINDS = {
     "inf": 3,
     "huge": 4,
     "tiny": 4,
+    "large": 2,
+    "small": 2,
     "same": 4,
     "opposite": 4,
     "nan value": 2,

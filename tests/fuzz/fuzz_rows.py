@@ -8,7 +8,8 @@ from torch import Tensor
 
 from marble_opt import SeparableLoss
 
-HUGE, TINY = 1e30, 1e-30
+# The last two have squares at the edges of fp32.
+SCALES = {"huge": 1e30, "tiny": 1e-30, "large": 1e17, "small": 1e-21}
 
 
 def normal(size: int, random: torch.Generator) -> Tensor:
@@ -26,10 +27,8 @@ def row_of(kind: str, size: int, random: torch.Generator, others: Sequence[Tenso
         return torch.zeros_like(row)
     if kind in ("nan", "inf"):
         row[int(torch.randint(size, (1,), generator=random))] = torch.nan if kind == "nan" else torch.inf
-    elif kind == "huge":
-        row *= HUGE
-    elif kind == "tiny":
-        row *= TINY
+    elif kind in SCALES:
+        row *= SCALES[kind]
     elif kind in ("same", "opposite") and known:
         row = known[-1] if kind == "same" else -known[-1]
     return row
