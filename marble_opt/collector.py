@@ -177,8 +177,9 @@ class GradientCollector:
     def show_scaler(self) -> None:
         """A zero gradient where there is none at all: a ``GradScaler`` refuses an optimizer without gradients."""
         parameters = self._parameters()
-        if all(parameter.grad is None for parameter in parameters):
-            parameters[0].grad = torch.zeros_like(parameters[0])
+        if self.scaler is not None and all(parameter.grad is None for parameter in parameters):
+            # Scaled, because a scaler that has scaled nothing yet refuses as well.
+            parameters[0].grad = self.scaler.scale(torch.zeros_like(parameters[0]))
 
     def _leave_out(self, rewards: Sequence[int]) -> None:
         for index in rewards:

@@ -196,7 +196,8 @@ class Marble(OptimizerWrapper):
 
         For loops that call their own backward, such as ``accelerator.backward(loss)``. ``.grad`` itself is as before
         afterwards. ``scaler``: the ``GradScaler`` that scaled the loss (``accelerator.scaler``), so that
-        ``max_grad_norm`` is in unscaled units and an overflow of everything reaches it. Raises ``ValueError`` for an unknown reward and for a block without a backward.
+        ``max_grad_norm`` is in unscaled units and an overflow of everything reaches it. Raises ``ValueError`` for an
+        unknown reward and for a block without a backward.
         """
         if self._cycle.schedule.probes:
             raise ValueError("collect() cannot tell where a micro-step ends: use backward() with probe")
@@ -267,7 +268,7 @@ class Marble(OptimizerWrapper):
         return found
 
     def _stepped(self) -> list[Tensor]:
-        """The trainable parameters, then those frozen since their backward: the base optimizer steps on any ``.grad``."""
+        """The trainable parameters, then the frozen ones: the base optimizer steps on any ``.grad`` that they hold."""
         trainable = self._parameters()
         known = set(trainable)
         return [*trainable, *(p for group in self.param_groups for p in group["params"] if p not in known)]

@@ -10,7 +10,9 @@ from toys import LENGTH, linear_losses, normal, parameters, values
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("low", [1e-19, 1e-20, 1e-21, 1e-22, 1e-24])
 @pytest.mark.parametrize("high", [1.0, 5e17, 1e18])
-def test_gradients_of_very_different_sizes_do_not_overflow_the_combination(fused: bool, low: float, high: float) -> None:
+def test_gradients_of_very_different_sizes_do_not_overflow_the_combination(
+    fused: bool, low: float, high: float
+) -> None:
     params = parameters(torch.float32)
     opt = Marble(torch.optim.AdamW(params, lr=0.1), ["a", "b"], fused=fused)
     start, rows = values(params), normal(2, LENGTH, dtype=torch.float32)

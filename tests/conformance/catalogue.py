@@ -39,7 +39,8 @@ CHECKS: dict[str, Check] = {
     "GradScaler, all overflow": robustness.an_overflow_of_all_lowers_the_scale,
     "GradScaler, no loss applies": robustness.an_empty_batch_survives_the_scaler,
     **{f"base {name}": interface.follows(base) for name, base in BASES.items() if runs_here(base)},
-    **{f"resume {name}": copies.resumes(base) for name, base in BASES.items() if runs_here(base)},
+    # torch's NAdam alone does not resume bit for bit: loading casts its mu_product to the parameters' type.
+    **{f"resume {name}": copies.resumes(base) for name, base in BASES.items() if runs_here(base) and name != "NAdam"},
 }
 if importlib.util.find_spec("schedulefree") is not None:
     CHECKS["schedule-free train() and eval()"] = copies.reaches_the_modes_of_schedule_free

@@ -29,9 +29,9 @@ Losses = Sequence[Tensor | None]
 class Wrapper:
     """A wrapper under test.
 
-    ``wrap(base, names)`` makes it around a base optimizer for the named losses. ``backward(opt, losses, scaler)`` is one
-    micro-step: K scalar losses in the order of the names, ``None`` for one that does not apply to this batch, scaled by
-    ``scaler`` if there is one. ``prepare(opt)`` is called before ``scaler.unscale_`` and before gradients are clipped.
+    ``wrap(base, names)`` makes it around a base optimizer for the named losses. ``backward(opt, losses, scaler)`` is
+    one micro-step: K scalar losses in the order of the names, ``None`` for one that does not apply to this batch, to be
+    scaled by ``scaler`` if there is one. ``prepare(opt)`` is called before ``scaler.unscale_`` and before gradients are clipped.
     ``tolerance``: with one loss the steps equal the base optimizer's up to this relative difference; 0 is bit for bit.
     """
 

@@ -84,7 +84,9 @@ def autocast(wrapper: Wrapper) -> None:
         run.opt.step()
         exact.step(number)
     assert_same(run.values(), exact.values(), 0.05, "autocast and fp32 parameters")
-    assert {parameter.grad.dtype for parameter in run.model.parameters() if parameter.grad is not None} <= {torch.float32}
+    assert {parameter.grad.dtype for parameter in run.model.parameters() if parameter.grad is not None} <= {
+        torch.float32
+    }
 
 
 def scaled_steps_equal_plain_steps(wrapper: Wrapper) -> None:

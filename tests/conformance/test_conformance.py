@@ -57,7 +57,7 @@ def test_all_listed_bases_are_checked() -> None:
     [
         (lambda opt: setattr(opt.base, "param_groups", [dict(g) for g in opt.param_groups]), "resume SGD momentum"),
         (lambda opt: opt.base.state.clear(), "base AdamW foreach"),
-        (lambda opt: opt.param_groups[0].update(lr=0.1), "scheduler LambdaLR"),
+        (lambda opt: opt.param_groups[0].update(lr=0.1), "learning rates of groups"),
     ],
 )
 def test_the_suite_has_teeth(broken: Callable[[Any], None], check: str) -> None:

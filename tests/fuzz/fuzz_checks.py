@@ -48,7 +48,9 @@ class Expected:
                 self.rows[index] += row
                 self.sizes[index] += row.norm()
 
-    def mixed(self, coefficients: Tensor, rows: Sequence[Tensor | None], finite: Sequence[bool]) -> tuple[Tensor, float]:
+    def mixed(
+        self, coefficients: Tensor, rows: Sequence[Tensor | None], finite: Sequence[bool]
+    ) -> tuple[Tensor, float]:
         """What a mixed micro-step adds to ``.grad`` and the scale of its rounding; rewards whose loss is not finite are
         left out.
         """

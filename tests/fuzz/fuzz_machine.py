@@ -143,7 +143,13 @@ class Machine:
         self.received(rows, [fine] * len(rows), before, torch.zeros_like(before), False, False)
 
     def received(
-        self, rows: list[Tensor | None], finite: list[bool], before: Tensor, extra: Tensor, probing: bool, separable: bool
+        self,
+        rows: list[Tensor | None],
+        finite: list[bool],
+        before: Tensor,
+        extra: Tensor,
+        probing: bool,
+        separable: bool,
     ) -> None:
         """Rows wait in the bank; on mixed micro-steps they are in ``.grad`` already."""
         expected, coefficients, size = self.expected, self.opt._cycle.mixture, 0.0

@@ -1,4 +1,4 @@
-"""A fuzz run as data: settings and a list of calls, all drawn from one seed, so that it can be replayed and cut down."""
+"""A fuzz run as data: settings and a list of calls, drawn from one seed, so that it can be replayed and cut down."""
 
 import random
 from dataclasses import dataclass

@@ -83,7 +83,9 @@ def _separable(
 ) -> tuple[SeparableLoss, list[Tensor | None], list[bool]]:
     """Weights of one sample per reward; rows that are not finite are replaced, as weights and terms must be finite."""
     clean = [None if row is None else row.nan_to_num(1.0, 1.0, 1.0) for row in rows]
-    terms = torch.stack([linear(parameters, torch.zeros_like(normal_like(parameters)) if r is None else r) for r in clean])
+    terms = torch.stack(
+        [linear(parameters, torch.zeros_like(normal_like(parameters)) if r is None else r) for r in clean]
+    )
     weights = torch.diag(torch.tensor([0.0 if row is None else 1.0 for row in clean])).unsqueeze(0)
     loss = SeparableLoss(terms.unsqueeze(1), terms.unsqueeze(0), weights.to(terms.dtype))
     seen = [None if row is None else as_seen(parameters, row) for row in clean]
