@@ -14,6 +14,7 @@ A check returns nothing, raises ``AssertionError`` where a promise is broken and
 """
 
 import io
+import random as stdlib_random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,7 +32,7 @@ class Wrapper:
 
     ``wrap(base, names)`` makes it around a base optimizer for the named losses. ``backward(opt, losses, scaler)`` is
     one micro-step: K scalar losses in the order of the names, ``None`` for one that does not apply to this batch, to be
-    scaled by ``scaler`` if there is one. ``prepare(opt)`` is called before ``scaler.unscale_`` and before gradients are clipped.
+    scaled by ``scaler`` if there is one. ``prepare(opt)`` is called before ``scaler.unscale_`` and before clipping.
     ``tolerance``: with one loss the steps equal the base optimizer's up to this relative difference; 0 is bit for bit.
     """
 
@@ -71,6 +72,8 @@ class Run:
 
     def losses(self, number: int) -> list[Tensor]:
         """The K losses of one micro-step."""
+        # A wrapper that draws at random (PCGrad's order) draws alike on the same batch.
+        stdlib_random.seed(number)
         random = torch.Generator().manual_seed(number)
         inputs = torch.randn(5, 4, generator=random).to(self.dtype)
         targets = torch.randn(self.rewards, 5, 3, generator=random).to(self.dtype)
