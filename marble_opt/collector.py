@@ -88,7 +88,7 @@ class GradientCollector:
             clear = self._rows(losses, scalars, retain_graph or rest is not None)
         elif self._acting:
             mixed, left_out = combine_losses(losses, scalars, coefficients, self.scaler is not None)
-            self.contributed |= mixed is not None
+            self.contributed |= sum(loss is not None for loss in scalars) > len(left_out)
             self._leave_out(left_out)
             rest = total([mixed, rest])
         if rest is not None:
@@ -170,8 +170,8 @@ class GradientCollector:
         elif not all(bool(g.isfinite().all()) for g in gradients if g is not None):
             self._leave_out([index])
         else:
+            self.contributed = True
             factor = coefficients[index]
-            self.contributed |= bool(factor != 0)
             add_to_grad(parameters, [None if g is None else g * factor.to(g) for g in gradients])
 
     def show_scaler(self) -> None:

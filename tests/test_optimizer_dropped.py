@@ -51,23 +51,3 @@ def test_a_dropped_step_is_followed_by_a_refresh() -> None:
     with pytest.warns(UserWarning, match="step not taken"):
         opt.step()
     assert opt.refreshing
-
-
-@pytest.mark.parametrize("every", [1, 2])
-@pytest.mark.parametrize("form", ["backward", "collect"])
-def test_a_reward_without_weight_does_not_make_a_step(every: int, form: str) -> None:
-    params, rows = parameters(), normal(2, LENGTH)
-    opt = sgd(params, 2, refresh_every=every, weights={"b": 0.0})
-    opt.backward(linear_losses(params, rows))
-    opt.step()
-    opt.zero_grad()
-    before = values(params)
-    linear(params, normal(LENGTH)).backward()
-    if form == "backward":
-        opt.backward({"a": None, "b": linear(params, rows[1])})
-    else:
-        with opt.collect("b"):
-            linear(params, rows[1]).backward()
-    with pytest.warns(UserWarning, match="step not taken"):
-        opt.step()
-    assert torch.equal(values(params), before)

@@ -33,7 +33,7 @@ class Expected:
         # Sums of norms: where huge rows cancel their rounding is left.
         self.sizes = torch.zeros(rewards, dtype=torch.float64)
         self.offered = [False] * rewards
-        self.micro_steps = self.kept = 0
+        self.micro_steps = self.kept = self.weighed = 0
         self.collected = False
 
     def grow(self, count: int) -> None:
@@ -57,8 +57,9 @@ class Expected:
         size = 0.0
         total = torch.zeros(self.rows.shape[1], dtype=torch.float64)
         for coefficient, row, fine in zip(coefficients, rows, finite, strict=True):
+            self.kept += row is not None and fine
             if row is not None and fine and coefficient != 0:
-                self.kept += 1
+                self.weighed += 1
                 total += coefficient * row
                 size += float((coefficient * row).norm())
         return total, size
@@ -142,5 +143,5 @@ def check_reuse(expected: Expected, grads: Tensor, dtype: torch.dtype, observing
     acts = expected.kept > 0 or observing
     if not acts or not size < torch.inf:
         assert dropped, "a step without a usable gradient was taken"
-    elif size < SAFE[dtype][1]:
+    elif 0 < size < SAFE[dtype][1]:
         assert not dropped, "a step with a usable gradient was not taken"

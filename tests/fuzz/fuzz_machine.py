@@ -15,8 +15,6 @@ from fuzz_steps import Stepper
 from torch import Tensor
 from torch.nn import Parameter
 
-from marble_opt import SeparableLoss
-
 
 class Machine(Stepper):
     """The calls by name."""
@@ -62,7 +60,7 @@ class Machine(Stepper):
         extra = torch.zeros_like(before)
         if wanted is not None and weight:
             extra = weight * self.scale * as_seen(self.parameters, wanted)
-        self.received(rows, finite, before, extra, probing, isinstance(losses, SeparableLoss))
+        self.received(rows, finite, before, extra, probing)
         self.expected.micro_steps += 1
 
     def do_collect(self, options: dict[str, Any], random: torch.Generator) -> None:
@@ -78,7 +76,7 @@ class Machine(Stepper):
         rows: list[Tensor | None] = [None] * len(self.names)
         rows[options["reward"]] = as_seen(self.parameters, row)
         fine = bool(torch.isfinite(as_seen(self.parameters, row)).all())
-        self.received(rows, [fine] * len(rows), before, torch.zeros_like(before), False, False)
+        self.received(rows, [fine] * len(rows), before, torch.zeros_like(before), False)
 
     def received(
         self,
@@ -96,14 +94,11 @@ class Machine(Stepper):
         if coefficients is None or probing:
             expected.add_rows(rows)
         elif not self.observing:
-            kept = expected.kept
+            weighed = expected.weighed
             mixed, size = expected.mixed(coefficients, rows, finite)
             trainable = torch.cat([torch.full((p.numel(),), p.requires_grad) for p in self.parameters])
             extra = extra + torch.where(trainable, mixed, 0.0)
-            if separable:
-                # Mixed without a look at the coefficients, which would wait for the device.
-                expected.kept += any(finite)
-            if self.scaler is not None and expected.kept == kept:
+            if self.scaler is not None and expected.weighed == weighed:
                 # Losses that overflow everywhere stay in, for the scaler to see.
                 return
         size = max(size, float((before.abs() + extra.abs()).nan_to_num(0.0).max()))

@@ -155,7 +155,8 @@ class Stepper:
         twin.step()
         after, wanted = flat(self.parameters), flat(theirs)
         # Where rewards cancel, rounding decides the sign that Adam steps by.
-        clear = written.abs() >= 1e-3 * size
+        decay = start * (twin.param_groups[0]["weight_decay"] if type(twin) is torch.optim.Adam else 0.0)
+        clear = (written + decay).abs() >= 1e-2 * decay.abs() + 1e-3 * size
         loose = 1e-6 if self.dtype == torch.float64 else 2e-2
         bound = loose * (wanted - start).abs() + 4 * torch.finfo(self.dtype).eps * (start.abs() + 1)
         assert bool((((after - wanted).abs() <= bound) | ~clear).all()), "the fused step is another than the base's"
