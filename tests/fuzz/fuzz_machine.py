@@ -85,7 +85,6 @@ class Machine(Stepper):
         before: Tensor,
         extra: Tensor,
         probing: bool,
-        separable: bool,
     ) -> None:
         """Rows wait in the bank; on mixed micro-steps they are in ``.grad`` already."""
         expected, coefficients, size = self.expected, self.opt._cycle.mixture, 0.0
