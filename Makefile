@@ -1,8 +1,7 @@
-# Two commands do everything on a fresh machine (Python >= 3.10, git, make):
+# Two commands do nearly everything on a fresh machine (Python >= 3.10, git, make):
 #   make demo    trains the tiny model with the weighted sum and with Marble, prints a table, draws runs/demo/report.png
 #   make test    runs linters, type checker and all tests
-# and one more takes its time:
-#   make soak    runs the tests marked `soak`
+#   make soak    200 000 random calls on the optimizer, and hundreds of kills of a training run; takes an hour or so
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,6 +18,7 @@ test: $(VENV)/test lint
 	$(BIN)/python -m pytest
 
 soak: $(VENV)/test
+	$(BIN)/python tests/fuzz/soak.py --calls 200000
 	$(BIN)/python -m pytest -m soak
 
 lint: $(VENV)/test

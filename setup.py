@@ -51,7 +51,16 @@ setup(
         ],
         "triton": ["triton>=3.3; platform_system == 'Linux'"],  # torch's CUDA builds bring their own
         "tensorboard": ["tensorboard"],
-        "test": ["pytest>=8", "hypothesis", "tensorboard", "build", "triton; platform_system == 'Linux'"],
+        "test": [
+            "pytest>=8",
+            "hypothesis",
+            "tensorboard",
+            "build",
+            "triton; platform_system == 'Linux'",
+            "accelerate",  # the loops that Marble is put into: prepare, accumulate, save_state
+            "pytorch-lightning",  # manual optimisation around Marble; skipped where it is missing
+            "schedulefree",  # a base optimizer with modes; skipped where it is missing
+        ],
         "lint": ["ruff>=0.14", "mypy>=1.15"],
     },
     classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],

@@ -91,7 +91,7 @@ class GradientCollector:
         parameters = self._parameters()
         sharded = self._begin(parameters)
         self.micro_step += 1
-        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._scaled_by(scaler)
         clear: Tensor | None = None
         if sharded and coefficients is None:
             *scalars, rest = take_part([*scalars, rest], losses, shared, parameters, self.process_group)
@@ -174,7 +174,9 @@ class GradientCollector:
         return found.hiding
 
     @contextmanager
-    def collect(self, reward: str, coefficients: Tensor | None) -> Iterator[None]:
+    def collect(
+        self, reward: str, coefficients: Tensor | None, scaler: "torch.amp.GradScaler | None" = None
+    ) -> Iterator[None]:
         """Take what lands in ``.grad`` inside the block for ``reward``; ``.grad`` is restored."""
         if reward not in self.rewards:
             raise ValueError(f"collect of the unknown reward {reward!r}: known are {list(self.rewards)}")
@@ -203,6 +205,7 @@ class GradientCollector:
             self.reduced.append(reward)
             self._tell_reduced(reduced)
         self.work.passes += 1
+        self._scaled_by(scaler)
         if coefficients is None:
             self.work.route = "collect"
             self.bank.add(index, parameters, gradients)
@@ -214,6 +217,13 @@ class GradientCollector:
             self.contributed = True
             factor = coefficients[index]
             add_to_grad(parameters, [None if g is None else g * factor.to(g.device, g.dtype) for g in gradients])
+
+    def show_scaler(self) -> None:
+        """A zero gradient where there is none at all: a ``GradScaler`` refuses an optimizer without gradients."""
+        parameters = self._parameters()
+        if self.scaler is not None and all(parameter.grad is None for parameter in parameters):
+            # Scaled, because a scaler that has scaled nothing yet refuses as well.
+            parameters[0].grad = self.scaler.scale(torch.zeros_like(parameters[0]))
 
     def _leave_out(self, rewards: Sequence[int]) -> None:
         for index in rewards:
@@ -239,6 +249,9 @@ class GradientCollector:
         refuse_layout(parameters, self.process_group)
         self.collected = True
         return any(map(is_sharded, parameters))
+
+    def _scaled_by(self, scaler: "torch.amp.GradScaler | None") -> None:
+        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
 
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self.scaler is None else self.scaler.scale(loss)

@@ -137,13 +137,13 @@ class BalanceCycle:
     def write(self) -> None:
         """Add the combined gradient to ``.grad`` unless the step is dropped."""
         coefficients = self.combining
-        if coefficients is None:
-            return
-        if not self.dropped:
+        if coefficients is not None and not self.dropped:
             self.collector.bank.add_combined(coefficients)
-        elif self.collector.scaler is not None:
+        elif self.dropped and self.collector.scaler is not None:
             # An overflow everywhere is the scaler's to see: it skips the step and lowers its scale.
-            self.collector.bank.add_combined(torch.ones_like(coefficients))
+            if coefficients is not None:
+                self.collector.bank.add_combined(torch.ones_like(coefficients))
+            self.collector.show_scaler()
 
     def known(self, parameters: list[Tensor]) -> list[Tensor]:
         """With those that were frozen since their backward (an adapter switched off, say), which still count."""

@@ -67,10 +67,10 @@ def fused_step(
     scale: Tensor | None = None
     if max_grad_norm is not None:
         gradients = [parameter.grad for parameter in parameters]
-        if gram is None and not lone:
-            gram = gram_of_blocks(len(weights), [blocks.get(p) for p in parameters], gradients)
-        elif gram is None:
+        if lone:
             gram = gram_of_blocks(0, [None] * len(parameters), gradients)
+        elif gram is None:
+            gram = gram_of_blocks(len(weights), [blocks.get(p) for p in parameters], gradients)
         scale = clip_scale(gram, weights, max_grad_norm)
     for group in base.param_groups:
         members = [p for p in group["params"] if p.grad is not None or (p in blocks and not lone)]

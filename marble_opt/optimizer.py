@@ -197,7 +197,8 @@ class Marble(OptimizerWrapper):
 
         Args:
             losses: a mapping reward → scalar loss (``None``: the reward does not apply to this batch), a tensor
-                [K], or a :class:`SeparableLoss`.
+                [K], or a :class:`SeparableLoss`. What is NaN in one loss of a tensor [K] is NaN in the gradients of
+                all: autograd multiplies it by zero. A mapping keeps rewards apart where their graphs are.
             shared: a scalar loss that no reward owns, such as a KL term: it stays outside the QP and enters
                 ``.grad`` as it is.
             retain_graph: keep the graph for another backward.
@@ -211,19 +212,21 @@ class Marble(OptimizerWrapper):
         self._cycle.backward(losses, shared, retain_graph, scaler, self._parameters())
 
     @contextmanager
-    def collect(self, reward: str) -> Iterator[None]:
+    def collect(self, reward: str, scaler: "torch.amp.GradScaler | None" = None) -> Iterator[None]:
         """What lands in ``.grad`` inside the block becomes the gradient of ``reward``.
 
         For loops that call their own backward, such as ``accelerator.backward(loss)``. ``.grad`` itself is as before
         afterwards. Under DDP run forward and backward in ``model.no_sync()``: gradients are reduced once, in
         :meth:`balance`. Without, the result is the same, at one reduction per reward more, if all ranks collect the
         same rewards in the same order; if they do not, :meth:`balance` raises ``RuntimeError``. Under FSDP2 they must.
+        ``scaler``: the ``GradScaler`` that scaled the loss (``accelerator.scaler``), so that ``max_grad_norm`` is in
+        unscaled units and an overflow of everything reaches it.
 
         Raises ``ValueError`` for an unknown reward and for a block without a backward.
         """
         if self._cycle.schedule.probes:
             raise ValueError("collect() cannot tell where a micro-step ends: use backward() with probe")
-        with self._collector.collect(reward, self._cycle.mixture):
+        with self._collector.collect(reward, self._cycle.mixture, scaler):
             yield
 
     @torch.no_grad()
@@ -235,7 +238,7 @@ class Marble(OptimizerWrapper):
         """
         if self._collector.closed or not (self._collector.collected or self._cycle.joint):
             return self.report
-        parameters = self._parameters()
+        parameters = self._stepped()
         self._cycle.balance(parameters)
         if not self._collector.collected:
             return self.report
@@ -291,6 +294,12 @@ class Marble(OptimizerWrapper):
             raise ValueError("the optimizer holds no parameter that requires a gradient")
         return found
 
+    def _stepped(self) -> list[Tensor]:
+        """The trainable parameters, then the frozen ones: the base optimizer steps on any ``.grad`` that they hold."""
+        trainable = self._parameters()
+        known = set(trainable)
+        return [*trainable, *(p for group in self.param_groups for p in group["params"] if p not in known)]
+
     def _fusible(self) -> bool:
         waiting = (self._collector.collected or self._cycle.joint) and not self._collector.closed
         return self.fused and waiting and not self.track_step and obstacle(self.base) is None
@@ -298,22 +307,25 @@ class Marble(OptimizerWrapper):
     @torch.no_grad()
     def _fused_step(self) -> None:
         cycle = self._cycle
-        cycle.balance(self._parameters())
+        cycle.balance(self._stepped())
         if not self._collector.collected:
             self._follow(self.base.step)
             return
         report, usable = self.report, cycle.usable
-        if report is None or usable is None:
+        if usable is None:
             raise RuntimeError("nothing was balanced: this is a bug in marble_opt")
-        # A probed step's Gram is that of its first micro-steps, and clipping is Euclidean.
-        known = report.refreshed and not cycle.schedule.probes and cycle.metric is None
-        gram = report.gram if known else None
+        # A probed step's Gram is that of its first micro-steps, and clipping is Euclidean. Between refreshes there may be
+        # no report yet, after a state was loaded.
+        gram = None
+        if report is not None:
+            known = report.refreshed and not cycle.schedule.probes and cycle.metric is None
+            gram = report.gram if known else None
+            cycle.report = replace(report, fused=True)
         blocks = self._collector.bank.blocks
-        cycle.report = replace(report, fused=True)
         self._follow(lambda: fused_step(self.base, blocks, cycle.combining, usable, self.max_grad_norm, gram))
 
     def _follow(self, step: Callable[[], object]) -> None:
-        follow_step(step, self.base, self._cycle, self._parameters(), self.guard is not None, self.track_step)
+        follow_step(step, self.base, self._cycle, self._stepped(), self.guard is not None, self.track_step)
 
     def _balanced_closure(self, closure: Callable[[], Any]) -> Any:
         with torch.enable_grad():

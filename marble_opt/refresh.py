@@ -22,8 +22,9 @@ class Refresh(NamedTuple):
 def refresh(full: Tensor, offered: list[bool], rule: BalanceRule, memory: MarbleState, ema: float) -> Refresh:
     """Solve for the coefficients of one step.
 
-    A reward is active if it was offered and its gradient is finite and not zero. A balancer that returns NaN or inf
-    makes no step and is not remembered. Nothing is read from the device.
+    A reward is active if it was offered and its gradient's square is a normal number of the Gram's format: not NaN, not
+    inf, not zero, and not so small that only a few digits of it are left. A balancer that returns NaN or inf, or what
+    leaves that format, makes no step and is not remembered. Nothing is read from the device.
 
     Args:
         full: Gram [K + 1, K + 1], the last row being the shared gradient.
@@ -33,7 +34,7 @@ def refresh(full: Tensor, offered: list[bool], rule: BalanceRule, memory: Marble
         ema: ρ of the weights' moving average.
     """
     size = len(rule.rewards)
-    resolution = torch.finfo(full.dtype).eps
+    limits = torch.finfo(full.dtype)
     memory, full = memory.to(full.device), full.to(memory.alpha.dtype)
     energy = full.diagonal()[:size]
     # A copy from the host only where it says something: a captured graph cannot hold one.
@@ -41,12 +42,14 @@ def refresh(full: Tensor, offered: list[bool], rule: BalanceRule, memory: Marble
     if not all(offered):
         was_offered = torch.tensor(offered, device=full.device)
     finite = torch.isfinite(energy)
-    active = was_offered & finite & (energy > 0)
-    solution = rule.solve(full[:size, :size], active, resolution)
+    active = was_offered & finite & (energy >= limits.tiny)
+    solution = rule.solve(full[:size, :size], active, limits.eps)
     stored, seen = smooth(memory.alpha, memory.seen, solution.alpha, solution.active, ema)
     alpha = _applied(stored, solution, rule)
     coefficients = rule.coefficients(alpha, solution)
-    solved = torch.isfinite(coefficients).all()
+    # c_k and the length c_k |g_k| of its part have to fit in the rows' format.
+    lengths = coefficients * torch.where(active, energy, 0.0).sqrt()
+    solved = (torch.stack([coefficients, lengths]).abs() <= limits.max).all()
     usable = ((coefficients != 0).any() | rule.observing) & torch.isfinite(full[-1, -1]) & solved
     new = replace(
         memory,

@@ -1,7 +1,7 @@
 """An optimizer around another optimizer: the plumbing that schedulers, checkpoints and loops rely on."""
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
@@ -82,6 +82,18 @@ class OptimizerWrapper(Optimizer):
         """Whether the base optimizer evaluates a closure itself, as LBFGS does."""
         closure = inspect.signature(self.base.step).parameters.get("closure")
         return closure is not None and closure.default is inspect.Parameter.empty
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Public members that only the base optimizer has, such as schedule-free's ``train()`` and ``eval()``.
+
+            Private ones stay apart: a ``GradScaler`` would find that a fused base unscales by itself.
+            """
+            base = self.__dict__.get("base")
+            if base is None or name.startswith("_"):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            return getattr(base, name)
 
     def __getstate__(self) -> dict[str, Any]:
         # A scheduler puts a `step` on the instance that belongs to this instance alone.

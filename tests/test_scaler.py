@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.amp import GradScaler
 
-from marble_opt import SeparableLoss
+from marble_opt import Marble, SeparableLoss
 from toys import LENGTH, NAMES, balanced, close, flat, grads, linear, linear_losses, normal, parameters, sgd, values
 
 SCALE = 2.0**10
@@ -119,3 +119,76 @@ def test_a_disabled_scaler_changes_nothing() -> None:
     opt.backward(linear_losses(params, rows, NAMES), scaler=GradScaler("cpu", enabled=False))
     opt.step()
     assert torch.equal(before - balanced(rows)[0], values(params))
+
+
+def test_clipping_a_collected_and_scaled_gradient_is_in_unscaled_units() -> None:
+    params, scaler, rows = parameters(), make_scaler(), normal(3, LENGTH)
+    opt = sgd(params, max_grad_norm=0.5)
+    for name, loss in linear_losses(params, rows).items():
+        with opt.collect(name, scaler=scaler):
+            scaler.scale(loss).backward()
+    opt.balance()
+    scaler.unscale_(opt)
+    assert close(grads(params).norm(), torch.tensor(0.5), 1e-5)
+
+
+def test_an_overflow_of_everything_collected_reaches_the_scaler() -> None:
+    params, scaler = parameters(), make_scaler()
+    before, opt = values(params), sgd(params)
+    for name, loss in linear_losses(params, normal(3, LENGTH)).items():
+        with opt.collect(name, scaler=scaler):
+            scaler.scale(loss * 1e308).backward()
+    opt.balance()
+    scaler.step(opt)
+    scaler.update()
+    assert torch.equal(values(params), before)
+    assert scaler.get_scale() == SCALE / 2
+
+
+def test_forgetting_to_balance_what_was_collected_is_an_error_too() -> None:
+    params, scaler = parameters(), make_scaler()
+    opt = sgd(params)
+    with opt.collect("a", scaler=scaler):
+        scaler.scale(linear(params, normal(LENGTH))).backward()
+    linear(params, normal(LENGTH)).backward()
+    with pytest.raises(RuntimeError, match=r"call balance\(\) before scaler.unscale_\(\) or scaler.step\(\)"):
+        scaler.step(opt)
+
+
+@pytest.mark.filterwarnings("ignore:step not taken")
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_batch_to_which_no_reward_applies_passes_the_scaler(every: int, set_to_none: bool) -> None:
+    params, scaler = parameters(), make_scaler()
+    opt = sgd(params, refresh_every=every)
+    run(opt, scaler, linear_losses(params, normal(3, LENGTH)))
+    before = values(params)
+    opt.zero_grad(set_to_none)
+    run(opt, scaler, dict.fromkeys(NAMES[:3]))
+    assert torch.equal(values(params), before)
+    assert scaler.get_scale() == SCALE
+    assert opt.report is not None
+    assert opt.report.dropped_steps == 1
+
+
+def test_a_base_that_unscales_by_itself_gets_unscaled_gradients() -> None:
+    # torch's fused optimizers tell GradScaler that they take its scale; inside Marble they must not be asked.
+    ours, theirs, scaler, rows = parameters(), parameters(), make_scaler(), normal(3, LENGTH)
+    opt = Marble(torch.optim.AdamW(ours, lr=0.1, fused=True, eps=1.0), NAMES[:3])
+    plain = Marble(torch.optim.AdamW(theirs, lr=0.1, fused=True, eps=1.0), NAMES[:3])
+    run(opt, scaler, linear_losses(ours, rows))
+    plain.backward(linear_losses(theirs, rows))
+    plain.step()
+    assert close(values(ours), values(theirs), 1e-10)
+
+
+def test_unscaling_then_clipping_then_stepping() -> None:
+    params, scaler, rows = parameters(), make_scaler(), normal(3, LENGTH)
+    before, opt = values(params), sgd(params)
+    opt.backward(linear_losses(params, rows), scaler=scaler)
+    opt.balance()
+    scaler.unscale_(opt)
+    torch.nn.utils.clip_grad_norm_(params, 0.25)
+    scaler.step(opt)
+    step = balanced(rows)[0]
+    assert close(before - values(params), 0.25 * step / step.norm(), 1e-5)
