@@ -314,8 +314,8 @@ class Marble(OptimizerWrapper):
         report, usable = self.report, cycle.usable
         if usable is None:
             raise RuntimeError("nothing was balanced: this is a bug in marble_opt")
-        # A probed step's Gram is that of its first micro-steps, and clipping is Euclidean. Between refreshes there may be
-        # no report yet, after a state was loaded.
+        # A probed step's Gram is that of its first micro-steps, and clipping is Euclidean. Between refreshes there may
+        # be no report yet, after a state was loaded.
         gram = None
         if report is not None:
             known = report.refreshed and not cycle.schedule.probes and cycle.metric is None
