@@ -126,6 +126,10 @@ def plot(rows: list[dict], path: Path) -> None:
             spread = [[abs(1 / found[k][q] - c) for k, c in zip(counts, cost, strict=True)] for q in ("q80", "q20")]
             ax.errorbar(counts, cost, spread, marker="o", ms=4, capsize=3, label=form)
         ax.set_yscale("log")
+        ax.set_yticks([0.8, 1, 1.5, 2, 3, 4, 5], ["0.8", "1", "1.5", "2", "3", "4", "5"])
+        ax.minorticks_off()
+        ax.set_xticks(sorted({row["rewards"] for row in own}))
+        ax.axhline(1, color="0.7", lw=0.8, zorder=0)
         ax.set_xlabel("number of rewards K")
         ax.set_ylabel("time of an iteration / weighted sum")
         ax.set_title(f"{model} model, {device}", fontsize=10)
