@@ -15,7 +15,7 @@ demo: $(VENV)/examples
 	$(BIN)/python examples/train.py --model tiny --balance sum marble --output $(OUTPUT) --resume
 
 test: $(VENV)/test lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 soak: $(VENV)/test
 	$(BIN)/python tests/fuzz/soak.py --calls 200000

@@ -53,6 +53,7 @@ setup(
         "tensorboard": ["tensorboard"],
         "test": [
             "pytest>=8",
+            "pytest-xdist",  # two processes: most tests wait for others that they have started
             "hypothesis",
             "tensorboard",
             "build",

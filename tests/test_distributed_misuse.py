@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from misuse_worker import OTHER, REFUSED, RIGHT, expected, worker
+from misuse_cases import expected
+from misuse_worker import OTHER, REFUSED, RIGHT, worker
 
 Ranks = list[dict[str, dict[str, Any]]]
 

@@ -34,9 +34,12 @@ import marble_opt
 from tiny_flow import REWARDS, SIZE, Velocity, prompt_batch, score, seeded
 
 try:
-    import lightning
-except ImportError as error:
-    raise SystemExit("this recipe needs lightning: pip install lightning") from error
+    import lightning.pytorch as lightning
+except ImportError:
+    try:
+        import pytorch_lightning as lightning
+    except ImportError as error:
+        raise SystemExit("this recipe needs lightning: pip install lightning") from error
 
 ACCUMULATE, BATCHES = 2, 8
 
@@ -78,7 +81,7 @@ def batches() -> DataLoader[Tensor]:
 
 def train(folder: Path | None = None, epochs: int = 2, resume: Path | None = None) -> tuple[Module, lightning.Trainer]:
     """Train, resuming from a checkpoint of the Trainer if one is given."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger(lightning.__name__).setLevel(logging.ERROR)
     torch.manual_seed(0)
     module = Module()
     trainer = lightning.Trainer(
