@@ -21,6 +21,7 @@ LOGS = HERE / "results" / "gpu_check"
 PARTS = {
     "GPU tests": ["-m", "pytest", "tests/kernels", "-q", "-k", "gpu", "-rs"],
     "all other tests of the kernels": ["-m", "pytest", "tests/kernels", "-q", "-k", "not gpu"],
+    "two GPUs over nccl": ["-m", "pytest", "tests/test_sharded.py", "-q", "-k", "nccl", "-rs"],
     "kernels": ["benchmarks/kernels.py", "--device", "cuda"],
     "step cost, SD3.5 Medium": ["benchmarks/step_cost.py", "--model", "sd35", "--device", "cuda", "--rounds", "3"],
     "step cost, checkpointing": [

@@ -13,19 +13,18 @@ from torch.optim import Optimizer
 from .balance import BalanceRule, Weighting
 from .collector import GradientCollector
 from .cycle import BalanceCycle
-from .distributed import REDUCTIONS, clip_grads
+from .distributed import clip_grads
 from .factored import FactoredEngine
 from .following import follow_step
 from .fused import fused_step, obstacle
 from .guard import check_guard
 from .metric import make_metric
+from .options import check_options
 from .routes import Losses
 from .schedule import MicroSchedule
 from .state import MarbleState
 from .telemetry import Balance
 from .wrapper import OptimizerWrapper
-
-ROUTES = ("auto", "factored", "loop")
 
 
 class Marble(OptimizerWrapper):
@@ -126,19 +125,8 @@ class Marble(OptimizerWrapper):
         shared_every: int = 1,
     ) -> None:
         super().__init__(optimizer)
-        if refresh_every < 1 or int(refresh_every) != refresh_every:
-            raise ValueError(f"refresh_every must be a whole number >= 1, got {refresh_every}")
-        if not 0 <= ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {ema}: 0 means no smoothing")
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm must be positive or None, got {max_grad_norm}")
-        if reduction not in REDUCTIONS:
-            raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
-        if route not in ROUTES or (route == "factored" and model is None):
-            raise ValueError(f"route must be one of {ROUTES}, and 'factored' needs model=; got {route!r}")
+        check_options(refresh_every, ema, max_grad_norm, reduction, route, model is not None, probe)
         check_guard(guard, self._base_needs_closure())
-        if probe is not None and refresh_every != 1:
-            raise ValueError(f"probe solves on every step: it needs refresh_every=1, got {refresh_every}")
         rule = BalanceRule(rewards, normalize=normalize, weights=weights, floor=floor, groups=groups, balancer=balancer)
         schedule = MicroSchedule(micro_steps, probe, shared_every)
         self._collector = GradientCollector(rule.rewards, self._parameters, not rule.observing, route, check)
