@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -197,3 +198,9 @@ def worker(rank: int, ranks: int, folder: str) -> None:
     results = {name: run(Share(rank, ranks)) for name, run in SCENARIOS.items()}
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def on_two_ranks(work: Callable[..., None], folder: Path, *arguments: str) -> list[Any]:
+    """Run ``work(rank, 2, folder, *arguments)`` in two processes; what each has left in the folder."""
+    mp.spawn(work, args=(2, str(folder), *arguments), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]

@@ -1,22 +1,18 @@
 """Two processes with half of the batch each give what one process gives with the whole of it."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
-from distributed_worker import SCENARIOS, Share, worker
+from distributed_worker import SCENARIOS, Share, on_two_ranks, worker
 
 Results = list[dict[str, dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(2, str(folder)), nprocs=2)
-    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
+    return on_two_ranks(worker, tmp_path_factory.mktemp("ranks"))
 
 
 # Between refreshes a loss that is not finite is left out where it occurs: on one rank, or for the whole batch.

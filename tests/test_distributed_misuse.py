@@ -1,13 +1,12 @@
 """What users do to DDP and FSDP2 is either right or refused with the fix, on every rank."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
+from distributed_worker import on_two_ranks
 from misuse_cases import expected
 from misuse_worker import OTHER, REFUSED, RIGHT, worker
 
@@ -16,9 +15,7 @@ Ranks = list[dict[str, dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(2, str(folder)), nprocs=2)
-    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
+    return on_two_ranks(worker, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", RIGHT)

@@ -1,12 +1,9 @@
 """Probes and the factored route on two processes with half of each batch: as one process with the whole of it."""
 
-from pathlib import Path
-
 import pytest
 import torch
-import torch.multiprocessing as mp
 
-from distributed_worker import Share
+from distributed_worker import Share, on_two_ranks
 from probe_worker import MICRO, PROBES, SCENARIOS, STEPS, Result, run, worker
 
 Ranks = list[dict[str, Result]]
@@ -14,9 +11,7 @@ Ranks = list[dict[str, Result]]
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(2, str(folder)), nprocs=2)
-    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
+    return on_two_ranks(worker, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

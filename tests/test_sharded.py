@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
-from distributed_worker import Share
+from distributed_worker import Share, on_two_ranks
 from sharded_worker import CASES, STEPS, Result, run, worker
 
 Ranks = list[dict[str, Result]]
@@ -14,9 +13,7 @@ Ranks = list[dict[str, Result]]
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(2, str(folder)), nprocs=2)
-    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
+    return on_two_ranks(worker, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -41,8 +38,7 @@ def test_ranks_stay_equal_bit_for_bit(name: str, two_ranks: Ranks) -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_nccl(tmp_path: Path) -> None:
     """All cases on two GPUs: ``pytest tests/test_sharded.py -k nccl``."""
-    mp.spawn(worker, args=(2, str(tmp_path), "nccl"), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    ranks = on_two_ranks(worker, tmp_path, "nccl")
     for name in CASES:
         alone = run(Share(0, 1), name, "cuda")
         tolerance = 1e-5 if "float32" in name else 1e-10
