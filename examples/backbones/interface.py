@@ -1,0 +1,94 @@
+"""What the trainer needs of a model.
+
+Rectified flow: x_t = (1 − t) x_0 + t ε with t in [0, 1]; the network predicts the velocity v = ε − x_0. Latents are float32
+[B, ...]; images are float32 [B, 3, H, W] in [0, 1].
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prompts.prompt import Prompt
+
+from .solvers import integrate, times
+
+# What the velocity network reads beside x_t and t: named tensors, each [B, ...].
+Conditioning = dict[str, Tensor]
+
+
+class Backbone(ABC):
+    """A pretrained text-to-image flow model.
+
+    Attributes:
+        transformer: the velocity network, a diffusers model with peft support; the trainer adds its adapters here.
+        lora_targets: names of the modules that get LoRA, as peft's ``target_modules``.
+        shift: the timestep shift s of its schedule, σ → s σ / (1 + (s − 1) σ) (SD3, arXiv 2403.03206, section 5.3.2).
+    """
+
+    transformer: nn.Module
+    lora_targets: Sequence[str]
+    shift: float = 1.0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the velocity network runs."""
+        return next(self.transformer.parameters()).device
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's latents, without the batch."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """The conditioning of ``prompts`` on :attr:`device`, without gradient."""
+
+    @abstractmethod
+    def velocity(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """Velocity [B, ...], float32, at latents ``x`` [B, ...] and times ``t`` [B]; differentiable."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents to images on the CPU."""
+
+    @abstractmethod
+    def save_lora(self, folder: Path, adapter: str) -> None:
+        """Write one adapter so that the pipeline's own ``load_lora_weights(folder)`` reads it."""
+
+    def times(self, steps: int, solver: str) -> Tensor:
+        """The times of a rollout with ``steps`` steps, [steps], from noise (largest) to image."""
+        return times(solver, steps, self.shift)
+
+    @torch.no_grad()
+    def sample(
+        self, conditioning: Conditioning, noise: Tensor, steps: int, solver: str = "euler", guidance: float = 1.0
+    ) -> Tensor:
+        """Integrate the flow from ``noise`` [B, ...] to latents x_0.
+
+        ``guidance`` s ≠ 1 uses v(∅) + s (v(c) − v(∅)), ∅ the empty prompt (classifier-free guidance, arXiv 2207.12598),
+        at twice the cost.
+        """
+        empty = repeat(self.encode([Prompt("")]), len(noise)) if guidance != 1 else {}
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            t = t.to(x).expand(len(x))
+            if guidance == 1:
+                return self.velocity(x, t, conditioning)
+            both = {name: torch.cat([empty[name], tensor]) for name, tensor in conditioning.items()}
+            without, with_prompt = self.velocity(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+            return without + guidance * (with_prompt - without)
+
+        return integrate(velocity, noise, steps, solver, self.shift)
+
+
+def repeat(conditioning: Mapping[str, Tensor], times: int) -> Conditioning:
+    """Each sample ``times`` times in a row."""
+    return {name: tensor.repeat_interleave(times, 0) for name, tensor in conditioning.items()}
+
+
+def select(conditioning: Mapping[str, Tensor], index: Tensor | slice) -> Conditioning:
+    """The samples at ``index``."""
+    return {name: tensor[index] for name, tensor in conditioning.items()}

@@ -1,0 +1,1 @@
+"""Prompts: where they come from, and which ones an epoch trains on."""

@@ -1,0 +1,1 @@
+"""Rewards: images, prompts and metadata in, one score per image out."""

@@ -1,0 +1,62 @@
+"""Rewards by name.
+
+A module registers a factory; it is imported when its reward is first built, so that what a reward needs (transformers,
+rapidocr, ...) is only needed by those who use it.
+"""
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from .interface import Reward
+
+# name: "module:factory"; a factory takes a RewardSettings and returns a Reward.
+FACTORIES = {
+    "pickscore": "rewards.clip_scores:pickscore",
+    "clipscore": "rewards.clip_scores:clipscore",
+    "hpsv2": "rewards.hps:hpsv2",
+    "aesthetic": "rewards.aesthetic:aesthetic",
+    "imagereward": "rewards.image_reward:imagereward",
+    "ocr": "rewards.ocr:ocr",
+    "geneval": "rewards.geneval:geneval",
+    "reading": "rewards.tiny_world:reading",
+    "composition": "rewards.tiny_world:composition",
+    "colour": "rewards.tiny_world:colour",
+    "contrast": "rewards.tiny_world:contrast",
+    "clean": "rewards.tiny_world:clean",
+}
+
+
+@dataclass
+class RewardSettings:
+    """How one reward is computed and what it counts.
+
+    ``weight``: its factor in the weighted sum, its fixed α under ``equal``, its prior under ``marble``. ``scale`` multiplies the
+    score before anything else (the recipe divides PickScore by 26). ``device``, ``dtype`` ("float32", "float16", "bfloat16") and
+    ``batch_size`` say where and how the model runs. ``url``: the address of a reward server that has this reward; nothing
+    is then loaded here. ``options`` go to the reward: ``{"model": "/weights/pickscore"}`` instead of its hub id.
+    """
+
+    weight: float = 1.0
+    scale: float = 1.0
+    device: str = "cpu"
+    dtype: str = "float32"
+    batch_size: int = 16
+    url: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def build(name: str, settings: RewardSettings) -> Reward:
+    """The reward ``name``, ready to score.
+
+    Raises ``ValueError`` for an unknown name, and ``ImportError`` with the install command where a package is missing.
+    """
+    if settings.url:
+        from .remote import RemoteReward
+
+        return RemoteReward(settings.url, name, settings)
+    if name not in FACTORIES:
+        known = ", ".join(FACTORIES)
+        raise ValueError(f"unknown reward {name!r}: known are {known}; a new one goes into rewards.registry.FACTORIES")
+    module, factory = FACTORIES[name].split(":")
+    return getattr(import_module(module), factory)(settings)
