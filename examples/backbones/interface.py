@@ -1,7 +1,7 @@
 """What the trainer needs of a model.
 
-Rectified flow: x_t = (1 − t) x_0 + t ε with t in [0, 1]; the network predicts the velocity v = ε − x_0. Latents are float32
-[B, ...]; images are float32 [B, 3, H, W] in [0, 1].
+Rectified flow: x_t = (1 − t) x_0 + t ε with t in [0, 1]; the network predicts the velocity v = ε − x_0. Latents are
+float32 [B, ...]; images are float32 [B, 3, H, W] in [0, 1].
 """
 
 from abc import ABC, abstractmethod

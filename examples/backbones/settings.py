@@ -7,11 +7,11 @@ from dataclasses import dataclass
 class ModelSettings:
     """``name``: "tiny", a hub id, or a local folder that ``from_pretrained`` reads.
 
-    ``precision``: "no" computes in fp32, "bf16" and "fp16" load the frozen weights so and run under autocast; LoRA weights
-    stay fp32. ``resolution``: pixels of the square images, 0 for the model's own. ``checkpointing`` recomputes activations in the
-    backward pass: less memory, one more forward. ``max_tokens`` truncates the T5 sequence. ``prompt_cache``: a folder for prompt
-    embeddings, "" keeps them in memory only. ``offload_text_encoders`` keeps them on the CPU except while prompts are
-    encoded. ``decode_batch``: images decoded at once.
+    ``precision``: "no" computes in fp32, "bf16" and "fp16" load the frozen weights so and run under autocast; LoRA
+    weights stay fp32. ``resolution``: pixels of the square images, 0 for the model's own. ``checkpointing`` recomputes
+    activations in the backward pass: less memory, one more forward. ``max_tokens`` truncates the T5 sequence.
+    ``prompt_cache``: a folder for prompt embeddings, "" keeps them in memory only. ``offload_text_encoders`` keeps them
+    on the CPU except while prompts are encoded. ``decode_batch``: images decoded at once.
     """
 
     name: str = "tiny"
