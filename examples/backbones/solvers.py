@@ -6,16 +6,15 @@ order at one evaluation per step.
 
 from collections.abc import Callable
 
-import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 SOLVERS = ("euler", "dpm2")
 
+Scheduler = FlowMatchEulerDiscreteScheduler | DPMSolverMultistepScheduler
 
-def scheduler_of(
-    solver: str, steps: int, shift: float
-) -> FlowMatchEulerDiscreteScheduler | DPMSolverMultistepScheduler:
+
+def scheduler_of(solver: str, steps: int, shift: float) -> Scheduler:
     """A fresh scheduler, its ``steps`` times set. Raises ``ValueError`` for an unknown solver."""
     if solver == "euler":
         scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)

@@ -31,10 +31,11 @@ FACTORIES = {
 class RewardSettings:
     """How one reward is computed and what it counts.
 
-    ``weight``: its factor in the weighted sum, its fixed α under ``equal``, its prior under ``marble``. ``scale`` multiplies the
-    score before anything else (the recipe divides PickScore by 26). ``device``, ``dtype`` ("float32", "float16", "bfloat16") and
-    ``batch_size`` say where and how the model runs. ``url``: the address of a reward server that has this reward; nothing
-    is then loaded here. ``options`` go to the reward: ``{"model": "/weights/pickscore"}`` instead of its hub id.
+    ``weight``: its factor in the weighted sum, its fixed α under ``equal``, its prior under ``marble``. ``scale``
+    multiplies the score before anything else (the recipe divides PickScore by 26). ``device``, ``dtype`` ("float32",
+    "float16", "bfloat16") and ``batch_size`` say where and how the model runs. ``url``: the address of a reward server
+    that has this reward; nothing is then loaded here. ``options`` go to the reward: ``{"model": "/weights/pickscore"}``
+    instead of its hub id.
     """
 
     weight: float = 1.0
