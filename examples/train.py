@@ -1,95 +1,73 @@
-"""Post-train a text-to-image model with five rewards, balanced or summed.
+"""Post-train a text-to-image model with several rewards, balanced or summed.
 
     python examples/train.py --model tiny --balance sum marble --output runs/demo
+    torchrun --nproc-per-node 8 examples/train.py --model stabilityai/stable-diffusion-3.5-medium
+    python examples/train.py --config marble_sd35_1gpu optimizer.lr=1e-4 rewards.geneval.url=http://10.0.0.2:18085
 
-Each method runs with the same seeds, prompts and rollout budget. A run that is stopped (Ctrl-C, kill)
-continues with --resume, bit for bit on a CPU.
+Every setting can be given as section.key=value; the sections are in trainer/settings.py, the presets in presets/.
+Each method runs with the same seeds, prompts and rollout budget. A run that is stopped (Ctrl-C, kill) continues with
+--resume, bit for bit on a CPU.
 """
 
 import argparse
-import json
-from dataclasses import fields
+import sys
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from tiny.model import CHECKPOINT, TinyModel
-from tiny.rewards import REWARDS
-from trainer import checkpoint
-from trainer.config import METHODS, Config
-from trainer.evaluation import evaluate
+from trainer import ranks
+from trainer.config import METHODS, PRESETS, load_config
 from trainer.figure import draw
 from trainer.rows import write_rows
-from trainer.table import Run, table
-from trainer.trainer import Trainer
-
-
-def train(config: Config, pretrained: Path, output: Path, resume: bool) -> Run:
-    """Run one method for one seed in a folder of its own; under ``resume`` continue what is found there."""
-    folder = output / f"{config.method}-seed{config.seed}"
-    trainer = Trainer(config, TinyModel.from_pretrained(pretrained))
-    saved = checkpoint.load(folder)
-    if saved is not None and not resume:
-        raise ValueError(f"{folder} holds a run already: continue it with --resume, or choose another --output")
-    if saved is not None:
-        trainer.load_state_dict(saved)
-    label = f"{config.method} seed {config.seed}"
-    with tqdm(total=config.steps, initial=trainer.step, desc=label, unit="step") as bar:
-        while trainer.step < config.steps:
-            numbers = trainer.train_step()
-            if trainer.step % config.eval_every == 0 and trainer.step < config.steps:
-                trainer.evaluate()
-            checkpoint.save(folder, trainer.state_dict())
-            bar.update()
-            bar.set_postfix({name: f"{numbers[f'train/{name}']:.2f}" for name in REWARDS})
-    final = trainer.evaluate()
-    return Run(config, trainer.history, trainer.evaluations, final)
+from trainer.run import Run, train
+from trainer.table import table
 
 
 def main() -> None:
     """Parse the command line, run every method and seed, print the table, draw the figure."""
-    arguments = parse()
-    torch.use_deterministic_algorithms(True)
+    arguments, overrides = parse(sys.argv[1:])
+    runs: list[Run] = []
     try:
-        configs = [config_of(arguments, method, seed) for method in arguments.balance for seed in arguments.seeds]
-        base = evaluate(TinyModel.from_pretrained(arguments.checkpoint), None, None, configs[0])
-        runs = [train(config, arguments.checkpoint, arguments.output, arguments.resume) for config in configs]
-    except ValueError as error:
+        methods = [[f"method={method}"] for method in arguments.balance or []] or [[]]
+        configs = [
+            load_config(arguments.config, [*overrides, *method, f"seed={seed}"])
+            for method in methods
+            for seed in arguments.seeds
+        ]
+        device = ranks.start(arguments.device)
+        torch.use_deterministic_algorithms(device.type == "cpu")
+        for config in configs:
+            folder = arguments.output / f"{config.method}-seed{config.seed}"
+            base = runs[0].base if runs else None
+            runs.append(train(config, folder, arguments.resume, str(device), base))
+    except (ValueError, ImportError, ConnectionError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
-        raise SystemExit(f"\nstopped; finished steps are in {arguments.output}: add --resume to continue") from None
-    print(table(base, runs))
-    figure = draw(base, runs, arguments.output / "report.png")
-    print(f"figure: {figure}\nrows: {write_rows(base, runs, arguments.output / 'rows.jsonl')}")
+        raise SystemExit(f"\nstopped; finished epochs are in {arguments.output}: add --resume to continue") from None
+    finally:
+        ranks.stop()
+    if ranks.is_main():
+        print(table(runs))
+        print(f"figure: {draw(runs, arguments.output / 'report.png')}")
+        print(f"rows: {write_rows(runs, arguments.output / 'rows.jsonl')}")
 
 
-def config_of(arguments: argparse.Namespace, method: str, seed: int) -> Config:
-    """The config of one run, from the command line."""
-    names = {field.name for field in fields(Config)} - {"method", "seed"}
-    values = {name: getattr(arguments, name) for name in names}
-    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    return Config(method=method, seed=seed, **{**values, **lists})
-
-
-def parse() -> argparse.Namespace:
-    """The command line: one option per field of ``Config``."""
+def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command line: its options, and the settings "section.key=value", which may stand anywhere."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["tiny"], default="tiny", help="the model family")
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="folder of the pretrained model")
-    parser.add_argument("--balance", nargs="+", choices=METHODS, default=["marble"], help="methods to run")
+    presets = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
+    parser.add_argument("--model", help='"tiny", a hub id or the folder of a saved pipeline; default: the config\'s')
+    parser.add_argument("--config", help=f"a preset ({presets}) or a YAML file; default: the model's own preset")
+    parser.add_argument("--balance", nargs="+", choices=METHODS, help="methods to run; default: the config's")
     parser.add_argument("--seeds", "--seed", nargs="+", type=int, default=[0])
     parser.add_argument("--output", type=Path, default=Path("runs/demo"))
     parser.add_argument("--resume", action="store_true", help="continue the runs found in --output")
-    for field in fields(Config):
-        if field.name not in ("method", "seed"):
-            option, default = f"--{field.name.replace('_', '-')}", field.default
-            if isinstance(default, tuple):
-                parser.add_argument(option, type=type(default[0]), nargs=len(default), default=default)
-            else:
-                kind = json.loads if isinstance(default, bool) else type(default)
-                parser.add_argument(option, type=kind, default=default)
-    return parser.parse_args()
+    parser.add_argument("--device", default="", help="default: this rank's GPU, else the CPU")
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    arguments = parser.parse_args([word for word in words if word not in overrides])
+    if arguments.config is None:
+        arguments.config = "tiny" if arguments.model in (None, "tiny") else "marble_sd35_1gpu"
+    return arguments, [f"model.name={arguments.model}", *overrides] if arguments.model else overrides
 
 
 if __name__ == "__main__":

@@ -55,8 +55,11 @@ class Backbone(ABC):
         """Latents to images on the CPU."""
 
     @abstractmethod
-    def save_lora(self, folder: Path, adapter: str) -> None:
-        """Write one adapter so that the pipeline's own ``load_lora_weights(folder)`` reads it."""
+    def save_lora(self, folder: Path, adapter: str, write: bool = True) -> None:
+        """Write one adapter so that the pipeline's own ``load_lora_weights(folder)`` reads it.
+
+        Under FSDP2 all ranks call it, those that shall not write a file with ``write=False``.
+        """
 
     def times(self, steps: int, solver: str) -> Tensor:
         """The times of a rollout with ``steps`` steps, [steps], from noise (largest) to image."""

@@ -10,6 +10,7 @@ from tiny.model import CHECKPOINT, TinyModel
 from tiny.render import SIZE
 
 from .interface import Backbone, Conditioning
+from .lora import save_lora
 from .settings import ModelSettings
 
 
@@ -43,5 +44,5 @@ class TinyBackbone(Backbone):
     def decode(self, latents: Tensor) -> Tensor:
         return self.model.decode(latents).cpu()
 
-    def save_lora(self, folder: Path, adapter: str) -> None:
-        self.transformer.save_lora_adapter(str(folder), adapter_name=adapter)
+    def save_lora(self, folder: Path, adapter: str, write: bool = True) -> None:
+        save_lora(self.transformer, folder, adapter, write)

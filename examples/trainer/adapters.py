@@ -1,44 +1,56 @@
 """The LoRA adapters of one transformer: ``default`` is trained, ``old`` rolls out, ``average`` is evaluated."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from diffusers import SD3Transformer2DModel
 from peft import LoraConfig
-from torch import Tensor
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 
-ADAPTERS = ("default", "old", "average")
-
-TARGETS = [
-    f"attn.{name}"
-    for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-]
+TRAINED = "default"
+NAMES = (TRAINED, "old", "average")
 
 
 class Adapters:
-    """Adds the adapters to ``transformer`` (in place) and freezes everything else.
+    """Adds adapters to ``transformer`` (in place), the first of ``names`` to be trained, and freezes everything else.
 
     Args:
         transformer: a diffusers model with peft support.
-        rank: LoRA rank r; α = 2 r, as in the recipe.
-        seed: of the Gaussian initialisation. B starts at zero, so the adapted model equals the base.
+        targets: names of the modules that get LoRA, as peft's ``target_modules``.
+        rank: LoRA rank r.
+        alpha: α of the update (α / r) B A; 0 means 2 r.
+        seed: of the Gaussian initialisation. B starts at zero, so the adapted model equals the base; all adapters
+            start equal.
     """
 
-    def __init__(self, transformer: SD3Transformer2DModel, rank: int, seed: int) -> None:
-        self.transformer = transformer
+    def __init__(
+        self,
+        transformer: nn.Module,
+        targets: Sequence[str],
+        rank: int,
+        alpha: int = 0,
+        seed: int = 0,
+        names: Sequence[str] = NAMES,
+    ) -> None:
+        self.transformer, self.names = transformer, tuple(names)
         transformer.requires_grad_(False)
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, init_lora_weights="gaussian", target_modules=TARGETS)
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha or 2 * rank, init_lora_weights="gaussian", target_modules=list(targets)
+        )
         with torch.random.fork_rng(), warnings.catch_warnings():
             # peft warns about what is meant here: several adapters on one model.
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             torch.manual_seed(seed)
-            for name in ADAPTERS:
+            for name in self.names:
                 transformer.add_adapter(config, adapter_name=name)
-        self.copy("default", "old", 0.0)
-        self.copy("default", "average", 0.0)
-        transformer.set_adapter("default")
+        for name in self.names:
+            for weight in self.parameters(name).values():
+                weight.data = weight.data.float()
+        for name in self.names[1:]:
+            self.copy(self.names[0], name, 0.0)
+        self._activate(self.names[0])
 
     def parameters(self, name: str) -> dict[str, Tensor]:
         """The weights of one adapter by name, the adapter's own name left out."""
@@ -61,30 +73,45 @@ class Adapters:
         if name is None:
             self.transformer.disable_adapters()
         else:
-            self.transformer.set_adapter(name)
+            self._activate(name)
         try:
             with torch.no_grad():
                 yield
         finally:
             if name is None:
                 self.transformer.enable_adapters()
-            self.transformer.set_adapter("default")
+            self._activate(self.names[0])
+
+    def _activate(self, name: str) -> None:
+        """Switch to an adapter; the trained one keeps its ``requires_grad``, which FSDP2 reads at its first forward."""
+        for module in self.transformer.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.set_adapter(name)
+        for other in self.names:
+            for weight in self.parameters(other).values():
+                weight.requires_grad_(other == self.names[0])
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """All adapters' weights."""
-        return {name: {k: w.detach().clone() for k, w in self.parameters(name).items()} for name in ADAPTERS}
+        return {name: {k: w.detach().clone() for k, w in self.parameters(name).items()} for name in self.names}
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        for name in ADAPTERS:
+    def load_state_dict(
+        self, state: dict[str, dict[str, Tensor]], copy: Callable[[Tensor, Tensor], object] = Tensor.copy_
+    ) -> None:
+        """Restore what :meth:`state_dict` returned; ``copy(target, value)`` writes one weight."""
+        for name in self.names:
             for key, weight in self.parameters(name).items():
-                weight.copy_(state[name][key])
+                copy(weight, state[name][key])
 
 
-def old_decay(step: int) -> float:
-    """The recipe's "slow" schedule: old ← η old + (1 − η) θ with η = min(0.001 step, 0.5)."""
-    return min(0.001 * step, 0.5)
+def old_decay(schedule: str, step: int) -> float:
+    """η of old ← η old + (1 − η) θ after optimizer step ``step``; see ``LossSettings.old``."""
+    if schedule == "copy":
+        return 0.0
+    if schedule == "slow":
+        return min(0.001 * step, 0.5)
+    return min(0.0075 * max(step - 75, 0), 0.999)
 
 
 def average_decay(step: int) -> float:

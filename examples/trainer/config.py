@@ -1,66 +1,156 @@
-"""The settings of a run."""
+"""A run's config: presets, YAML files and ``section.key=value`` overrides, checked before any model is loaded."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from backbones.settings import ModelSettings
+from backbones.solvers import SOLVERS
+from prompts.sources import SourceSettings
+from rewards.registry import FACTORIES, RewardSettings
+
+from .settings import (
+    BalanceSettings,
+    EvaluationSettings,
+    LogSettings,
+    LoraSettings,
+    LossSettings,
+    OptimizerSettings,
+    RolloutSettings,
+    Stage,
+    require,
+)
+
 METHODS = ("sum", "gdpo", "equal", "marble")
-OPTIMIZERS = ("sgd", "adamw")
+PARALLEL = ("ddp", "fsdp2")
+PRESETS = Path(__file__).parents[1] / "presets"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Config:
-    """One training run; every default is the demo's.
+    """One training run of ``epochs`` epochs.
 
     ``method``: ``sum`` adds the raw rewards, ``gdpo`` z-scores each reward per prompt and adds (arXiv 2601.05242),
-    ``equal`` gives each reward's unit gradient a fixed weight, ``marble`` the min-norm weights.
-    ``weights`` (per reward) multiply the rewards of ``sum`` and the z-scores of ``gdpo``; they are the fixed α of
-    ``equal`` and the prior of ``marble``. ``prompts`` (per kind: general, text, composition) × ``images`` rollouts make
-    one optimizer step of ``timesteps`` micro-steps. ``optimizer`` is ``sgd`` with momentum 0.9, whose step follows the
-    combined gradient, or ``adamw``, whose step is another vector; ``max_grad_norm`` is below the usual norm, so that
-    all methods take steps of the same length. ``beta`` and ``kl`` are DiffusionNFT's β and λ_KL. ``refresh_every`` and
-    ``ema`` are Marble's; with ``sum`` and ``gdpo``, the rewards' gradients are measured on every ``refresh_every``-th
-    step.
+    ``equal`` gives each reward's unit gradient a fixed weight, ``marble`` the min-norm weights. A reward's ``weight``
+    multiplies it in ``sum``, its z-score in ``gdpo``; it is the fixed α of ``equal`` and the prior of ``marble``.
+    ``stages`` run one after the other and replace ``epochs``. ``parallel``: how several ranks share the work.
     """
 
     method: str = "marble"
     seed: int = 0
-    steps: int = 24
-    weights: tuple[float, ...] = (1.0, 2.0, 1.0, 1.0, 1.0)
-    prompts: tuple[int, int, int] = (3, 6, 6)
-    images: int = 8
-    sampling_steps: int = 10
-    timesteps: int = 2
-    optimizer: str = "sgd"
-    lr: float = 0.75
-    rank: int = 16
-    beta: float = 0.1
-    kl: float = 0.1
-    refresh_every: int = 1
-    ema: float = 0.0
-    max_grad_norm: float = 0.02
-    eval_prompts: int = 80
-    eval_every: int = 12
-    track_step: bool = True
+    epochs: int = 24
+    parallel: str = "ddp"
+    model: ModelSettings = field(default_factory=ModelSettings)
+    sources: dict[str, SourceSettings] = field(default_factory=dict)
+    rewards: dict[str, RewardSettings] = field(default_factory=dict)
+    stages: list[Stage] = field(default_factory=list)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    balance: BalanceSettings = field(default_factory=BalanceSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    log: LogSettings = field(default_factory=LogSettings)
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {METHODS}, got {self.method!r}")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer must be one of {OPTIMIZERS}, got {self.optimizer!r}")
-        if len(self.weights) != 5 or min(self.weights) < 0 or not sum(self.weights):
-            raise ValueError(f"weights must be five numbers >= 0, not all zero, got {self.weights}")
-        for name in ("steps", "images", "sampling_steps", "timesteps", "rank", "eval_prompts", "eval_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if len(self.prompts) != 3 or min(self.prompts) < 0 or not sum(self.prompts):
-            raise ValueError(f"prompts must be three counts (general, text, composition), got {self.prompts}")
-        if self.images < 2:
-            raise ValueError("images must be at least 2: an advantage compares the images of one prompt")
-        if self.timesteps > self.sampling_steps:
-            raise ValueError(f"timesteps ({self.timesteps}) are drawn from the {self.sampling_steps} sampling_steps")
-        if min(self.lr, self.beta, self.max_grad_norm) <= 0 or self.kl < 0:
-            raise ValueError("lr, beta and max_grad_norm must be positive, kl must not be negative")
+        require(self.method in METHODS, f"method must be one of {METHODS}, got {self.method!r}")
+        require(self.parallel in PARALLEL, f"parallel must be one of {PARALLEL}, got {self.parallel!r}")
+        require(self.rollout.solver in SOLVERS, f"rollout.solver is one of {SOLVERS}, got {self.rollout.solver!r}")
+        require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
+        require(bool(self.sources) and bool(self.rewards), "a config needs at least one of sources and of rewards")
+        self._check_weights()
+        self._check_stages()
+        require(
+            self.loss.timesteps <= self.rollout.steps,
+            f"loss.timesteps ({self.loss.timesteps}) are drawn from the {self.rollout.steps} rollout.steps",
+        )
+        require(
+            self.rollout.images % self.optimizer.steps_per_epoch == 0,
+            f"optimizer.steps_per_epoch ({self.optimizer.steps_per_epoch}) must divide rollout.images "
+            f"({self.rollout.images}): each step takes an equal share of every prompt's images",
+        )
+        summed = self.method in ("sum", "gdpo")
+        require(
+            not (summed and (self.balance.probe or self.balance.shared_every > 1)),
+            "sums take no probe, no shared_every",
+        )
+
+    def _check_weights(self) -> None:
+        for name, settings in self.rewards.items():
+            known = ", ".join(FACTORIES)
+            require(bool(settings.url) or name in FACTORIES, f"unknown reward {name!r}: known are {known}")
+            require(settings.weight >= 0, f"rewards.{name}.weight must not be negative, got {settings.weight}")
+        require(any(settings.weight for settings in self.rewards.values()), "all rewards have weight 0")
+        require(
+            all(source.weight >= 0 for source in self.sources.values())
+            and any(s.weight for s in self.sources.values()),
+            "the weights of the sources must be >= 0 and not all 0",
+        )
+
+    def _check_stages(self) -> None:
+        for number, stage in enumerate(self.stages):
+            unknown = sorted({*stage.rewards} - {*self.rewards}) + sorted({*stage.sources} - {*self.sources})
+            require(not unknown, f"stages[{number}] names {unknown}, which are no rewards or sources of this config")
+
+    @property
+    def total_epochs(self) -> int:
+        """The epochs of the run, over all stages."""
+        return sum(stage.epochs for stage in self.stages) or self.epochs
+
+    def stage(self, epoch: int) -> Stage:
+        """The stage that ``epoch`` belongs to; without stages, one of all rewards."""
+        for stage in self.stages:
+            if epoch < stage.epochs:
+                return stage
+            epoch -= stage.epochs
+        return Stage(max(self.total_epochs, 1), list(self.rewards))
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values."""
         return asdict(self)
+
+    def check_same(self, saved: dict[str, Any]) -> None:
+        """Raise ``ValueError`` if a run with the settings ``saved`` cannot continue with these. Its length may change."""
+        own, old = flat(self.as_dict()), flat(saved)
+        free = ("epochs", "parallel", "log.", "evaluation.")
+        changed = [
+            f"{key}: saved {old.get(key)!r}, now {own.get(key)!r}"
+            for key in sorted({*own, *old})
+            if own.get(key) != old.get(key) and not key.startswith(free)
+        ]
+        require(not changed, f"the checkpoint belongs to a run with other settings ({'; '.join(changed)})")
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
+    """The config ``name``, a preset or the path of a YAML file, with overrides "section.key=value".
+
+    A file may start from another one with ``base: name``. Raises ``ValueError`` for an unknown file, key or value.
+    """
+    try:
+        given = OmegaConf.merge(read(name), OmegaConf.from_dotlist(list(overrides)))
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), given))  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def read(name: str) -> DictConfig:
+    """A preset or a YAML file, on top of the one it names as ``base``."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
+        raise ValueError(f"no config {name!r}: give the path of a YAML file or one of the presets {known}")
+    loaded = OmegaConf.load(path)
+    base = loaded.pop("base", None)
+    return loaded if base is None else OmegaConf.merge(read(base), loaded)
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    values: dict[str, Any] = {}
+    for key, value in settings.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+    return values

@@ -1,5 +1,6 @@
 """The picture of a run: rewards, worst cosine and weights over steps, images before and after."""
 
+import math
 from pathlib import Path
 
 import matplotlib
@@ -10,31 +11,29 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tiny.captions import KINDS
-from tiny.rewards import REWARDS
-
 from .evaluation import Evaluation
-from .prompts import held_out_prompts
-from .table import BASE, Run, worst_cosine
+from .run import Run
+from .table import BASE, worst_cosine
 
 _COLOURS = {"sum": "#d95f02", "gdpo": "#7570b3", "equal": "#666666", "marble": "#1b9e77"}
-_REWARD_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377")
-_SHOWN_PER_KIND = 3
+_REWARD_COLOURS = plt.colormaps["tab10"].colors
+_SHOWN = 9
 
 
-def draw(base: Evaluation, runs: list[Run], path: Path) -> Path:
+def draw(runs: list[Run], path: Path) -> Path:
     """Write the figure as PNG and return its path. Images are those of the first seed of each method."""
-    methods = list(dict.fromkeys(run.config.method for run in runs))
+    base, methods = runs[0].base, list(dict.fromkeys(run.config.method for run in runs))
     rows = 1 + len(methods)
     figure = plt.figure(figsize=(15, 6.4 + 1.85 * rows), layout="constrained")
     curves, images = figure.subfigures(2, 1, height_ratios=[6.4, 1.85 * rows])
-    axes = curves.subplots(2, 4)
-    for ax, name in zip(axes.flat, REWARDS, strict=False):
+    axes = curves.subplots(2, math.ceil((len(base.names) + 3) / 2)).flat
+    for ax, name in zip(axes, base.names, strict=False):
         _reward_curve(ax, name, base, runs)
-    _worst_cosines(axes.flat[5], runs)
-    _weights(axes.flat[6], runs)
-    axes.flat[7].axis("off")
-    _legend(axes.flat[7], runs)
+    _worst_cosines(axes[len(base.names)], runs)
+    _weights(axes[len(base.names) + 1], runs)
+    for ax in axes[len(base.names) + 2 :]:
+        ax.axis("off")
+    _legend(axes[len(base.names) + 2], runs)
     first = [next(run for run in runs if run.config.method == method) for method in methods]
     _image_grid(images, [(BASE, base), *((run.config.method, run.final) for run in first)])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,8 +48,8 @@ def _reward_curve(ax: Axes, name: str, base: Evaluation, runs: list[Run]) -> Non
         start[name] - start[f"{name}/stderr"], start[name] + start[f"{name}/stderr"], color="black", alpha=0.12, lw=0
     )
     for run in runs:
-        steps = [0.0, *(row["step"] for row in run.evaluations)]
-        values = [start[name], *(row[name] for row in run.evaluations)]
+        steps = [row["step"] for row in run.evaluations]
+        values = [row[name] for row in run.evaluations]
         ax.plot(steps, values, color=_COLOURS[run.config.method], marker="o", ms=3)
     ax.set_title(f"{name} (held-out)", fontsize=10)
     ax.set_xlabel("optimizer step")
@@ -68,10 +67,10 @@ def _worst_cosines(ax: Axes, runs: list[Run]) -> None:
 
 def _weights(ax: Axes, runs: list[Run]) -> None:
     balanced = [run for run in runs if run.config.method == "marble"]
-    for name, colour in zip(REWARDS, _REWARD_COLOURS, strict=True):
+    for name, colour in zip(runs[0].base.names, _REWARD_COLOURS, strict=False):
         for run in balanced[:1]:
             steps = [row["step"] for row in run.history]
-            ax.plot(steps, [row[f"alpha/{name}"] for row in run.history], color=colour, label=name, lw=1)
+            ax.plot(steps, [row.get(f"alpha/{name}", math.nan) for row in run.history], color=colour, label=name, lw=1)
     ax.set_title("α (marble, first seed)" if balanced else "α (no marble run)", fontsize=10)
     ax.set_xlabel("optimizer step")
     ax.set_ylim(0, 0.75)
@@ -87,10 +86,11 @@ def _legend(ax: Axes, runs: list[Run]) -> None:
 
 
 def _image_grid(figure: Figure, rows: list[tuple[str, Evaluation]]) -> None:
-    per_kind = rows[0][1].scores.shape[1] // len(KINDS)
-    shown = [kind * per_kind + i for kind in range(len(KINDS)) for i in range(min(_SHOWN_PER_KIND, per_kind))]
-    prompts = held_out_prompts(per_kind)
-    axes = np.atleast_2d(figure.subplots(len(rows), len(shown)))
+    base = rows[0][1]
+    shown = list(base.images)[:_SHOWN]
+    if not shown:
+        return
+    axes = np.atleast_2d(figure.subplots(len(rows), len(shown), squeeze=False))
     for row, (label, evaluation) in enumerate(rows):
         for column, index in enumerate(shown):
             ax = axes[row, column]
@@ -100,7 +100,7 @@ def _image_grid(figure: Figure, rows: list[tuple[str, Evaluation]]) -> None:
             if column == 0:
                 ax.set_ylabel(label, fontsize=10)
             if row == 0:
-                ax.set_title(_wrapped(prompts[index].text), fontsize=8)
+                ax.set_title(_wrapped(base.prompts[index].text), fontsize=8)
 
 
 def _wrapped(text: str, width: int = 20) -> str:

@@ -1,53 +1,96 @@
-"""One batch of rollouts: images, scores and advantages."""
+"""One epoch's rollouts: images by the old policy, their scores, and the advantages made of them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from backbones.interface import Backbone, Conditioning, select
 from marble_opt import group_advantages
-from tiny.captions import Caption
-from tiny.model import TinyModel
-from tiny.rewards import score
+from prompts.prompt import Prompt
+from prompts.sampler import noise, rank_slice, sample_seed
+from rewards.scorer import Scorer
 
+from . import ranks
 from .adapters import Adapters
+from .config import Config
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """B = prompts × images samples: clean latents ``x_0`` [B, 3, 24, 24], text ``embeddings``, raw ``scores`` [K, B]
-    (NaN: does not apply) and ``prompt_ids`` [B]."""
+    """n samples of this rank, and what all N samples of the epoch scored.
 
+    ``samples``: (prompt, image) of each own sample; ``x_0`` [n, ...] their clean latents; ``conditioning`` of the
+    epoch's prompts that this rank uses, ``place`` [n] where each sample's is. ``scores`` [K, N] (NaN: does not
+    apply), ``prompt_ids`` [N] and ``image_ids`` [N] are those of all ranks; the own samples are ``mine``.
+    """
+
+    samples: list[tuple[int, int]]
     x_0: Tensor
-    embeddings: tuple[Tensor, Tensor]
+    conditioning: Conditioning
+    place: Tensor
     scores: Tensor
     prompt_ids: Tensor
+    image_ids: Tensor
+    mine: slice
+
+    def only(self, rewards: Sequence[bool]) -> "Rollout":
+        """The same with the scores of all other rewards missing."""
+        keep = torch.tensor(rewards)[:, None]
+        return replace(self, scores=torch.where(keep, self.scores, torch.nan))
+
+    def seed(self, index: int | Tensor, epoch: int, seed: int, purpose: str) -> int:
+        """A seed for one own sample: the same whichever rank has it."""
+        return sample_seed(seed, epoch, *self.samples[int(index)], purpose)
+
+    def conditions(self, index: Tensor) -> Conditioning:
+        """The conditioning of the own samples at ``index``."""
+        return select(self.conditioning, self.place[index].to(self.x_0.device))
 
 
 def roll_out(
-    model: TinyModel, adapters: Adapters, prompts: list[Caption], images: int, steps: int, generator: torch.Generator
+    backbone: Backbone, adapters: Adapters, scorer: Scorer, prompts: Sequence[Prompt], config: Config, epoch: int
 ) -> Rollout:
-    """Sample ``images`` images per prompt with the ``old`` adapter and score them."""
-    captions = [prompt for prompt in prompts for _ in range(images)]
-    embeddings = model.encode([caption.text for caption in captions])
-    noise = torch.randn(len(captions), 3, 24, 24, generator=generator)
-    with adapters.using("old"):
-        x_0 = model.sample(embeddings, noise.to(model.device), steps)
-    scores = score(model.decode(x_0).cpu(), captions)
-    prompt_ids = torch.arange(len(prompts)).repeat_interleave(images)
-    return Rollout(x_0, embeddings, scores, prompt_ids)
+    """Sample this rank's share of ``prompts`` × ``rollout.images`` with the ``old`` adapter; score it meanwhile."""
+    settings = config.rollout
+    samples = rank_slice(len(prompts), settings.images, ranks.rank(), ranks.ranks())
+    used = sorted({prompt for prompt, _ in samples})
+    conditioning = backbone.encode([prompts[prompt] for prompt in used])
+    place = torch.tensor([used.index(prompt) for prompt, _ in samples])
+    latents = []
+    for start in range(0, len(samples), settings.batch or len(samples)):
+        part = samples[start : start + (settings.batch or len(samples))]
+        seeds = [sample_seed(config.seed, epoch, *sample, "rollout") for sample in part]
+        start_noise = noise(seeds, backbone.latent_shape).to(backbone.device)
+        index = place[start : start + len(part)].to(backbone.device)
+        with adapters.using("old"):
+            x_0 = backbone.sample(
+                select(conditioning, index), start_noise, settings.steps, settings.solver, settings.guidance
+            )
+        scorer.submit(backbone.decode(x_0), [prompts[prompt] for prompt, _ in part])
+        latents.append(x_0)
+    scores = ranks.gather(scorer.collect())
+    everyone = [
+        sample for r in range(ranks.ranks()) for sample in rank_slice(len(prompts), settings.images, r, ranks.ranks())
+    ]
+    prompt_ids, image_ids = torch.tensor(everyone).unbind(1)
+    first = ranks.rank() * len(samples)
+    mine = slice(first, first + len(samples))
+    return Rollout(samples, torch.cat(latents), conditioning, place, scores, prompt_ids, image_ids, mine)
 
 
-def advantages(rollout: Rollout) -> Tensor:
-    """Per prompt and reward, [K, B]."""
-    return group_advantages(rollout.scores, rollout.prompt_ids)
+def advantages(rollout: Rollout, std: str = "group") -> Tensor:
+    """Per prompt and reward, [K, N]."""
+    return group_advantages(rollout.scores, rollout.prompt_ids, std=std)
 
 
-def summed_advantages(rollout: Rollout, weights: Tensor) -> Tensor:
-    """The weighted sum's advantages [1, B]: raw rewards times ``weights`` [K], added, compared within the prompt."""
-    return group_advantages((weights[:, None] * rollout.scores).nansum(0, keepdim=True), rollout.prompt_ids)
+def summed_advantages(rollout: Rollout, weights: Tensor, std: str = "group") -> Tensor:
+    """The weighted sum's advantages [1, N]: raw rewards times ``weights`` [K], added, compared within the prompt."""
+    total = (weights[:, None] * rollout.scores).nansum(0, keepdim=True)
+    return group_advantages(total, rollout.prompt_ids, std=std)
 
 
-def gdpo_advantages(rollout: Rollout, weights: Tensor) -> Tensor:
-    """GDPO's advantages [1, B] (arXiv 2601.05242): each reward z-scored within the prompt, then added with weights."""
-    return (weights[:, None] * advantages(rollout)).nansum(0, keepdim=True)
+def gdpo_advantages(rollout: Rollout, weights: Tensor, std: str = "group") -> Tensor:
+    """GDPO's advantages [1, N] (arXiv 2601.05242): each reward z-scored within the prompt, then added with weights."""
+    return (weights[:, None] * advantages(rollout, std)).nansum(0, keepdim=True)

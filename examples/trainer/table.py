@@ -1,45 +1,33 @@
 """The table at the end of a run."""
 
-from dataclasses import dataclass
 from statistics import mean, stdev
 
 import numpy as np
 
-from tiny.rewards import REWARDS
-
-from .config import Config
-from .evaluation import Evaluation
+from .run import Run
 
 BASE = "base model"
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its settings, its numbers per step and per evaluation, its last evaluation."""
+def conflict_share(run: Run, prefix: str = "cosine") -> float:
+    """Share of measured steps in which the update has a negative cosine with at least one active reward.
 
-    config: Config
-    history: list[dict[str, float]]
-    evaluations: list[dict[str, float]]
-    final: Evaluation
-
-    def conflict_share(self, prefix: str = "cosine") -> float:
-        """Share of measured steps in which the update has a negative cosine with at least one active reward.
-
-        ``prefix`` "cosine" is the combined gradient, "step_cosine" the step that the optimizer really took.
-        """
-        worst = [lowest for row in self.history if (lowest := worst_cosine(row, prefix)) is not None]
-        return float(np.mean([lowest < 0 for lowest in worst])) if worst else float("nan")
+    ``prefix`` "cosine" is the combined gradient, "step_cosine" the step that the optimizer really took.
+    """
+    worst = [lowest for row in run.history if (lowest := worst_cosine(row, prefix)) is not None]
+    return float(np.mean([lowest < 0 for lowest in worst])) if worst else float("nan")
 
 
 def worst_cosine(row: dict[str, float], prefix: str = "cosine") -> float | None:
     """The lowest cosine of an active reward in one step; ``None`` where none was measured."""
     if not row.get("balance/refreshed"):
         return None
-    active = [name for name in REWARDS if row.get(f"active/{name}") and f"{prefix}/{name}" in row]
+    active = [key.split("/", 1)[1] for key in row if key.startswith("active/") and row[key]]
+    active = [name for name in active if f"{prefix}/{name}" in row]
     return min(row[f"{prefix}/{name}"] for name in active) if active else None
 
 
-def table(base: Evaluation, runs: list[Run]) -> str:
+def table(runs: list[Run]) -> str:
     """Rewards by method as text: mean over held-out prompts ± spread, and the share of conflicting steps.
 
     With one seed the spread is the standard error over held-out images, with several the standard deviation over
@@ -49,8 +37,9 @@ def table(base: Evaluation, runs: list[Run]) -> str:
     seeds = sorted({run.config.seed for run in runs})
     columns = [BASE, *methods]
     lines = [_row("held-out reward", columns)]
+    base = runs[0].base
     start = base.summary()
-    for name in REWARDS:
+    for name in base.names:
         cells = [f"{start[name]:.3f} ± {start[f'{name}/stderr']:.3f}"]
         for method in methods:
             cells.append(_cell([run.final.summary() for run in runs if run.config.method == method], name))
@@ -59,11 +48,11 @@ def table(base: Evaluation, runs: list[Run]) -> str:
         ("cosine", "steps in conflict (gradient)"),
         ("step_cosine", "steps in conflict (step taken)"),
     ):
-        shares = [[run.conflict_share(prefix) for run in runs if run.config.method == method] for method in methods]
+        shares = [[conflict_share(run, prefix) for run in runs if run.config.method == method] for method in methods]
         lines.append(_row(label, ["", *(f"{100 * mean(values):.0f} %" for values in shares)]))
     spread = "standard error over held-out images" if len(seeds) == 1 else f"standard deviation over seeds {seeds}"
-    steps = max(run.config.steps for run in runs)
-    lines.append(f"({steps} steps, {base.scores.shape[1]} held-out images; ±: {spread}, for the base over images)")
+    epochs = max(run.config.total_epochs for run in runs)
+    lines.append(f"({epochs} epochs, {base.scores.shape[1]} held-out images; ±: {spread}, for the base over images)")
     return "\n".join(lines)
 
 

@@ -1,143 +1,157 @@
-"""The training loop: rollouts by the old policy, one balanced DiffusionNFT step per batch."""
+"""The training loop: rollouts by the old policy, balanced DiffusionNFT steps on them, the old policy follows."""
 
 import torch
 from torch import Tensor
 
 import marble_opt
-from tiny.model import TinyModel
-from tiny.rewards import REWARDS
+from backbones.interface import Backbone
+from prompts.sampler import choose, noise
+from prompts.sources import load_prompts
+from rewards.scorer import Scorer
 
+from . import ranks
 from .adapters import Adapters, average_decay, old_decay
 from .config import Config
-from .evaluation import Evaluation, evaluate
-from .prompts import training_prompts
-from .rollout import Rollout, advantages, gdpo_advantages, roll_out, summed_advantages
-
-_MIXED = {"sum": summed_advantages, "gdpo": gdpo_advantages}
-_USED_SHARE = 0.99
-
-
-def base_optimizer(parameters: list[Tensor], config: Config) -> torch.optim.Optimizer:
-    """The optimizer that Marble wraps."""
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=config.lr, momentum=0.9)
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=1e-4)
-
-
-def balancing(config: Config) -> dict[str, object]:
-    """Marble's options for a method; sums are applied as the shared term, the rewards' gradients only measured."""
-    weights = dict(zip(REWARDS, config.weights, strict=True))
-    if config.method == "marble":
-        return {"weights": weights}
-    return {"balancer": weights if config.method == "equal" else "observe"}
+from .evaluation import Evaluation, composite, evaluate
+from .optimizer import make_optimizer
+from .rollout import Rollout, roll_out
+from .sharding import Sharding
+from .step_batch import MicroBatch, StepBatch, micro_steps
 
 
 class Trainer:
-    """One run. ``history`` has a dictionary of numbers per step; everything is a function of the config.
+    """One run. ``history`` has a dictionary of numbers per epoch; everything is a function of the config.
 
     Args:
         config: the settings.
-        model: the pretrained model; adapters are added to it.
+        backbone: the pretrained model; adapters are added to it.
+        scorer: the config's rewards.
     """
 
-    def __init__(self, config: Config, model: TinyModel) -> None:
-        self.config, self.model = config, model
-        self.adapters = Adapters(model.transformer, config.rank, config.seed)
-        parameters = list(self.adapters.parameters("default").values())
-        self.optimizer = marble_opt.Marble(
-            base_optimizer(parameters, config),
-            rewards=REWARDS,
-            **balancing(config),
-            refresh_every=config.refresh_every,
-            ema=config.ema,
-            max_grad_norm=config.max_grad_norm,
-            track_step=config.track_step,
-            model=model.transformer,
+    def __init__(self, config: Config, backbone: Backbone, scorer: Scorer) -> None:
+        self.config, self.backbone, self.scorer = config, backbone, scorer
+        self.train_prompts = {name: load_prompts(name, source, False) for name, source in config.sources.items()}
+        self.test_prompts = {name: load_prompts(name, source, True) for name, source in config.sources.items()}
+        self.weights = torch.tensor([settings.weight for settings in config.rewards.values()])
+        self.adapters = Adapters(
+            backbone.transformer, backbone.lora_targets, config.lora.rank, config.lora.alpha, config.seed
         )
-        self.step = 0
+        self.sharding = Sharding(backbone.transformer, config.parallel)
+        trained = list(self.adapters.parameters("default").values())
+        own = config.rollout.prompts * config.rollout.images // ranks.ranks()
+        self.optimizer = make_optimizer(config, trained, backbone.transformer, micro_steps(config, own))
+        scaled = config.model.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(backbone.device.type) if scaled else None
+        self.epoch = self.step = 0
         self.history: list[dict[str, float]] = []
         self.evaluations: list[dict[str, float]] = []
 
-    def train_step(self) -> dict[str, float]:
-        """Roll out, make one optimizer step, move the old and the average policy; returns the step's numbers."""
-        config = self.config
-        # All randomness of a step comes from (seed, step): a resumed run repeats it without saved generators.
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
-        prompts = training_prompts(config.seed, self.step, config.prompts)
-        rollout = roll_out(self.model, self.adapters, prompts, config.images, config.sampling_steps, generator)
-        times = self._training_times(len(rollout.prompt_ids), generator)
-        for t in times:
-            noise = torch.randn(rollout.x_0.shape, generator=generator).to(rollout.x_0)
-            self._micro_step(rollout, t.to(rollout.x_0), noise)
-        self.optimizer.step()
+    def train_epoch(self) -> dict[str, float]:
+        """Roll out, make the epoch's optimizer steps, let the old policy follow; returns the epoch's numbers."""
+        config, stage = self.config, self.config.stage(self.epoch)
+        shares = stage.sources or {name: source.weight for name, source in config.sources.items()}
+        prompts = choose(self.train_prompts, shares, config.rollout.prompts, config.seed, self.epoch)
+        rollout = roll_out(self.backbone, self.adapters, self.scorer, prompts, config, self.epoch)
+        trained = rollout.only([name in stage.rewards for name in config.rewards])
+        times = self.backbone.times(config.rollout.steps, config.rollout.solver)
+        for part in range(config.optimizer.steps_per_epoch):
+            self._optimizer_step(trained, StepBatch.of(trained, part, times, self.epoch, self.weights, config))
+        self.adapters.copy("default", "old", old_decay(config.loss.old, self.step))
+        self.epoch += 1
+        self.history.append(self._numbers(rollout))
+        return self.history[-1]
+
+    def _optimizer_step(self, rollout: Rollout, batch: StepBatch) -> None:
+        for micro_batch in batch.micro_batches:
+            self._micro_step(rollout, micro_batch, batch)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.optimizer.balance()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         self.optimizer.zero_grad()
         self.step += 1
-        self.adapters.copy("default", "old", old_decay(self.step))
         self.adapters.copy("default", "average", average_decay(self.step))
-        numbers = self._numbers(rollout)
-        self.history.append(numbers)
-        return numbers
 
-    def evaluate(self) -> Evaluation:
-        """Held-out images and scores of the averaged policy; the scores are kept in ``evaluations``, once per step."""
-        result = evaluate(self.model, self.adapters, "average", self.config)
-        if not self.evaluations or self.evaluations[-1]["step"] != self.step:
-            self.evaluations.append(result.summary() | {"step": float(self.step)})
-        return result
-
-    def _training_times(self, batch: int, generator: torch.Generator) -> Tensor:
-        """[timesteps, B]: per sample a random choice, without repetition, of the rollout's first 99 % of times."""
-        times = self.model.timesteps(self.config.sampling_steps).cpu()
-        times = times[: max(int(len(times) * _USED_SHARE), self.config.timesteps)]
-        order = torch.rand(batch, len(times), generator=generator).argsort(1)
-        return times[order[:, : self.config.timesteps]].T
-
-    def _micro_step(self, rollout: Rollout, t: Tensor, noise: Tensor) -> None:
-        """Accumulate the gradients of one timestep per sample."""
-        config, time = self.config, t.view(-1, 1, 1, 1)
-        x_t = (1 - time) * rollout.x_0 + time * noise
+    def _micro_step(self, rollout: Rollout, micro: MicroBatch, batch: StepBatch) -> None:
+        """Accumulate the gradients of one micro-batch: a loss per reward, and the KL term that no reward owns."""
+        config, backbone, x_0 = self.config.loss, self.backbone, rollout.x_0[micro.index]
+        conditions, t = rollout.conditions(micro.index), micro.t.to(x_0)
+        time = t.view(-1, *[1] * (x_0.dim() - 1))
+        x_t = (1 - time) * x_0 + time * noise(micro.seeds, backbone.latent_shape).to(x_0)
         with self.adapters.using("old"):
-            old = self.model.velocity(x_t, t, rollout.embeddings)
-        with self.adapters.using(None):
-            reference = self.model.velocity(x_t, t, rollout.embeddings)
-        prediction = self.model.velocity(x_t, t, rollout.embeddings)
+            old = backbone.velocity(x_t, t, conditions)
+        wants_reference = config.kl and self.optimizer.wants_shared
+        if wants_reference:
+            with self.adapters.using(None):
+                reference = backbone.velocity(x_t, t, conditions)
+        prediction = backbone.velocity(x_t, t, conditions)
 
-        def loss(values: Tensor) -> marble_opt.SeparableLoss:
-            counts = (~values.isnan()).sum(1) * config.timesteps
+        def loss(advantages: Tensor, counts: Tensor) -> marble_opt.SeparableLoss:
             return marble_opt.losses.diffusion_nft(
-                prediction, old, x_t, rollout.x_0, t, values.to(x_t), beta=config.beta, counts=counts
+                prediction,
+                old,
+                x_t,
+                x_0,
+                t,
+                advantages.to(x_0),
+                beta=config.beta,
+                adv_clip=config.adv_clip,
+                counts=counts.to(x_0.device),
+                anchor=config.anchor,
+                samples=batch.samples,
             )
 
-        shared = config.kl * (prediction - reference).square().mean() / config.timesteps
-        if config.method in _MIXED:
-            shared = shared + loss(_MIXED[config.method](rollout, torch.tensor(config.weights))).losses().sum()
-        self.optimizer.backward(loss(advantages(rollout)), shared=shared)
+        shared = None
+        if wants_reference:
+            shared = config.kl * (prediction - reference).square().flatten(1).mean(1).sum() / batch.samples
+        if micro.mixed is not None:
+            summed = loss(micro.mixed, torch.tensor([batch.samples])).losses().sum()
+            shared = summed if shared is None else shared + summed
+        self.optimizer.backward(loss(micro.advantages, batch.counts), shared=shared, scaler=self.scaler)
+
+    def evaluate(self) -> Evaluation:
+        """Held-out images and scores of the averaged policy; the scores are kept in ``evaluations``, once per epoch."""
+        result = evaluate(self.backbone, self.adapters, "average", self.scorer, self.test_prompts, self.config)
+        if self.evaluations[-1]["epoch"] != self.epoch:
+            self.record(result)
+        return result
+
+    def record(self, evaluation: Evaluation) -> None:
+        """Append an evaluation's summary to ``evaluations``; the first is the pretrained model's."""
+        summary = evaluation.summary()
+        base = self.evaluations[0] if self.evaluations else summary
+        score = composite(summary, base, evaluation.names)
+        own = {"epoch": float(self.epoch), "step": float(self.step), "composite": score}
+        self.evaluations.append(summary | own)
 
     def _numbers(self, rollout: Rollout) -> dict[str, float]:
         means = rollout.scores.nanmean(1).tolist()
-        numbers = {f"train/{name}": value for name, value in zip(REWARDS, means, strict=True)}
+        numbers = {f"train/{name}": value for name, value in zip(self.config.rewards, means, strict=True)}
         report = self.optimizer.report
-        return numbers | (report.scalars() if report is not None else {}) | {"step": float(self.step)}
+        counters = {"step": float(self.step), "epoch": float(self.epoch)}
+        return numbers | (report.scalars() if report is not None else {}) | counters
 
     def state_dict(self) -> dict[str, object]:
-        """Everything that the next step depends on, and the numbers so far."""
+        """Everything that the next epoch depends on, and the numbers so far; the same on all ranks."""
         return {
             "config": self.config.as_dict(),
+            "epoch": self.epoch,
             "step": self.step,
-            "adapters": self.adapters.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "adapters": self.sharding.full(self.adapters.state_dict()),
+            "optimizer": self.sharding.optimizer_state(self.optimizer),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "history": self.history,
             "evaluations": self.evaluations,
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Continue a saved run; ``ValueError`` if it was made with other settings."""
-        saved, own = dict(state["config"]), self.config.as_dict()
-        changed = [
-            f"{k}: saved {saved.get(k)!r}, now {v!r}" for k, v in own.items() if saved.get(k) != v and k != "steps"
-        ]
-        if changed:
-            raise ValueError(f"the checkpoint belongs to a run with other settings ({'; '.join(changed)})")
-        self.adapters.load_state_dict(state["adapters"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.history, self.evaluations = state["step"], state["history"], state["evaluations"]
+        self.config.check_same(state["config"])
+        self.adapters.load_state_dict(state["adapters"], self.sharding.load)
+        self.sharding.load_optimizer_state(self.optimizer, state["optimizer"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.history, self.evaluations = state["history"], state["evaluations"]

@@ -59,8 +59,11 @@ def diffusion_nft(
         raise ValueError(f"anchor must be one of {ANCHORS}, got {anchor!r}")
     old = old_prediction.detach()
     time = t.to(prediction.dtype).view(-1, *[1] * (prediction.dim() - 1))
-    positive = _matching(x_t - time * (beta * prediction + (1 - beta) * old), x_0)
-    negative = _matching(x_t - time * ((1 + beta) * old - beta * prediction), x_0)
+    # x̂± − x_0 around the old policy's, so that at v = v_old both are the same bit for bit and the anchor's gradient is
+    # exactly zero. Rounding noise instead would be a reward's whole gradient where its advantages are all zero, and
+    # would be scaled up to the size of the others.
+    error, shift = x_t - time * old - x_0, time * beta * (prediction - old)
+    positive, negative = _matching(error - shift), _matching(error + shift)
     valid = ~torch.isnan(advantages)
     r = torch.where(valid, advantages, 0).clamp(-adv_clip, adv_clip) / (2 * adv_clip) + 0.5
     scale = valid.to(r.dtype) * (adv_clip / beta) / normalisers(valid, counts)
@@ -73,9 +76,8 @@ def diffusion_nft(
     return SeparableLoss(prediction, (positive - negative).unsqueeze(0), ((r - 0.5) * scale).unsqueeze(0), shared=pull)
 
 
-def _matching(estimate: Tensor, x_0: Tensor) -> Tensor:
-    """mean_dims (x̂ − x_0)² / sg max(mean_dims |x̂ − x_0|, 1e-5), [B]."""
-    error = estimate - x_0
+def _matching(error: Tensor) -> Tensor:
+    """mean_dims e² / sg max(mean_dims |e|, 1e-5) of e = x̂ − x_0, [B]."""
     with torch.no_grad():
         size = mean_dims(error.double().abs()).clamp_min(_SMALLEST_WEIGHT)
     return mean_dims(error.square()) / size.to(error.dtype)

@@ -1,0 +1,26 @@
+"""One LoRA adapter as a file that diffusers reads."""
+
+from pathlib import Path
+
+from diffusers import StableDiffusion3Pipeline
+from peft.utils import get_peft_model_state_dict
+from torch import nn
+
+
+def save_lora(transformer: nn.Module, folder: Path, adapter: str, write: bool = True) -> None:
+    """Write ``folder``/pytorch_lora_weights.safetensors: the weights of ``adapter`` and, as metadata, its config with α.
+
+    ``StableDiffusion3Pipeline.load_lora_weights(folder)`` reads it. Sharded weights are gathered: then all ranks must
+    call, those that shall not write a file with ``write=False``. Raises ``ValueError`` for an adapter that is not there.
+    """
+    known = getattr(transformer, "peft_config", {})
+    if adapter not in known:
+        raise ValueError(f"the transformer has no adapter {adapter!r}, only {', '.join(known) or 'none'}")
+    weights = get_peft_model_state_dict(transformer, adapter_name=adapter)
+    whole = {name: w.full_tensor() if hasattr(w, "full_tensor") else w for name, w in weights.items()}
+    if write:
+        StableDiffusion3Pipeline.save_lora_weights(
+            str(folder),
+            transformer_lora_layers={name: weight.detach().cpu() for name, weight in whole.items()},
+            transformer_lora_adapter_metadata=known[adapter].to_dict(),
+        )

@@ -1,0 +1,45 @@
+"""The optimizer of a run: Marble around SGD or AdamW."""
+
+import torch
+from torch import Tensor, nn
+
+import marble_opt
+
+from .config import Config
+
+
+def make_optimizer(config: Config, parameters: list[Tensor], model: nn.Module, micro_steps: int) -> marble_opt.Marble:
+    """Marble with the config's options; the losses' normalisers count all ranks, so ranks are summed over."""
+    options = config.balance
+    return marble_opt.Marble(
+        base_optimizer(parameters, config),
+        rewards=list(config.rewards),
+        **balancing(config),
+        refresh_every=options.refresh_every,
+        ema=options.ema,
+        max_grad_norm=config.optimizer.max_grad_norm,
+        track_step=options.track_step,
+        guard=options.guard or None,
+        fused=options.fused,
+        model=model,
+        reduction="sum",
+        micro_steps=micro_steps,
+        probe=options.probe or None,
+        shared_every=options.shared_every,
+    )
+
+
+def base_optimizer(parameters: list[Tensor], config: Config) -> torch.optim.Optimizer:
+    """The optimizer that Marble wraps."""
+    settings = config.optimizer
+    if settings.name == "sgd":
+        return torch.optim.SGD(parameters, lr=settings.lr, momentum=0.9)
+    return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def balancing(config: Config) -> dict[str, object]:
+    """Marble's options for a method; sums are applied as the shared term, the rewards' gradients only measured."""
+    weights = {name: settings.weight for name, settings in config.rewards.items()}
+    if config.method == "marble":
+        return {"weights": weights, "floor": config.balance.floor, "groups": config.balance.groups or None}
+    return {"balancer": weights if config.method == "equal" else "observe"}

@@ -1,0 +1,123 @@
+"""One run in a folder of its own: trained, evaluated, logged, saved after every epoch, continued where it stopped."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from backbones.load import load_backbone
+from rewards.scorer import Scorer
+
+from . import checkpoint, ranks
+from .config import Config
+from .evaluation import Evaluation, evaluate
+from .grids import save_grid
+from .logs import Logs
+from .trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its settings, its numbers per epoch and per evaluation, its first and last evaluation."""
+
+    config: Config
+    history: list[dict[str, float]]
+    evaluations: list[dict[str, float]]
+    base: Evaluation
+    final: Evaluation
+
+
+def train(config: Config, folder: Path, resume: bool, device: str, base: Evaluation | None = None) -> Run:
+    """Run ``config`` to its end; under ``resume`` continue what is found in ``folder``.
+
+    ``base``: the pretrained model's evaluation, if another run has made it. The folder gets config.yaml,
+    checkpoint.pt, metrics.jsonl, grids/, the LoRA of the averaged weights in lora/ and that of the best composite
+    z-score in best/.
+
+    Raises ``ValueError`` where a run is found without ``resume``, or one of other settings.
+    """
+    saved = checkpoint.load(folder)
+    if saved is not None and not resume:
+        raise ValueError(f"{folder} holds a run already: continue it with --resume, or choose another --output")
+    backbone = load_backbone(config.model, device)
+    with Scorer(config.rewards) as scorer:
+        trainer = Trainer(config, backbone, scorer)
+        if base is None:
+            base = evaluate(backbone, trainer.adapters, None, scorer, trainer.test_prompts, config)
+        if saved is not None:
+            trainer.load_state_dict(saved)
+        else:
+            trainer.record(base)
+        with Logs(folder, config.log, ranks.rank(), trainer.epoch) as logs:
+            keeper = Keeper(trainer, folder, logs)
+            keeper.begin(base)
+            final = _epochs(trainer, keeper)
+    return Run(config, trainer.history, trainer.evaluations, base, final)
+
+
+def _epochs(trainer: Trainer, keeper: "Keeper") -> Evaluation:
+    config = trainer.config
+    label = f"{config.method} seed {config.seed}"
+    bar = tqdm(total=config.total_epochs, initial=trainer.epoch, desc=label, unit="epoch", disable=ranks.rank() > 0)
+    with bar:
+        while trainer.epoch < config.total_epochs:
+            numbers = trainer.train_epoch()
+            keeper.epoch(numbers)
+            if trainer.epoch % config.evaluation.every == 0 and trainer.epoch < config.total_epochs:
+                keeper.evaluated(trainer.evaluate())
+            keeper.save()
+            bar.update()
+            bar.set_postfix({name: f"{numbers[f'train/{name}']:.2f}" for name in config.rewards})
+    final = trainer.evaluate()
+    keeper.evaluated(final)
+    keeper.save()
+    return final
+
+
+class Keeper:
+    """Writes what a run leaves behind; only rank 0 writes, but all must call."""
+
+    def __init__(self, trainer: Trainer, folder: Path, logs: Logs) -> None:
+        self.trainer, self.folder, self.logs = trainer, folder, logs
+        self.main = ranks.rank() == 0
+
+    def begin(self, base: Evaluation) -> None:
+        """The config and the pretrained model's samples."""
+        if self.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(OmegaConf.structured(self.trainer.config), self.folder / "config.yaml")
+            self._grid(base, 0)
+
+    def epoch(self, numbers: dict[str, float]) -> None:
+        """An epoch's numbers."""
+        self.logs.write(self.trainer.epoch, numbers)
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """Held-out scores, a grid of samples, and the LoRA, once more in best/ if its composite is the best so far."""
+        trainer = self.trainer
+        numbers = trainer.evaluations[-1]
+        self.logs.write(trainer.epoch, {f"heldout/{name}": value for name, value in numbers.items()})
+        best = all(numbers["composite"] >= other["composite"] for other in trainer.evaluations)
+        for name in ("lora", "best") if best else ("lora",):
+            trainer.backbone.save_lora(self.folder / name, "average", write=self.main)
+            if self.main:
+                (self.folder / name / "scores.json").write_text(json.dumps(numbers, indent=2) + "\n")
+        if self.main:
+            self._grid(evaluation, trainer.epoch)
+
+    def save(self) -> None:
+        """The checkpoint; a kill at any moment leaves the last good one readable."""
+        state = self.trainer.state_dict()
+        if self.main:
+            checkpoint.save(self.folder, state)
+        ranks.barrier()
+
+    def _grid(self, evaluation: Evaluation, epoch: int) -> None:
+        path = self.folder / "grids" / f"epoch-{epoch:04d}.png"
+        shown = evaluation.images
+        captions, labels = [evaluation.prompts[i].text for i in shown], [evaluation.label(i) for i in shown]
+        save_grid(torch.stack([*shown.values()]), captions, labels, path)
+        self.logs.image(epoch, "samples", path)

@@ -1,0 +1,142 @@
+"""The sections of a config; every default is the tiny demo's."""
+
+from dataclasses import dataclass, field
+
+OPTIMIZERS = ("sgd", "adamw")
+OLD_SCHEDULES = ("copy", "slow", "medium")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ``ValueError(message)`` unless ``condition`` holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass
+class LoraSettings:
+    """``rank`` r and ``alpha`` α of the adapters (the update is α / r · B A); α = 0 means 2 r, as in the recipe."""
+
+    rank: int = 16
+    alpha: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1 and self.alpha >= 0, f"lora.rank must be at least 1 and lora.alpha >= 0, got {self}")
+
+
+@dataclass
+class RolloutSettings:
+    """``prompts`` × ``images`` samples of an epoch, over all ranks; ``steps`` of ``solver`` ("euler", or "dpm2", second
+    order) with classifier-free ``guidance`` (1: off). ``batch``: samples drawn at once on a rank, 0 for all."""
+
+    prompts: int = 15
+    images: int = 8
+    steps: int = 10
+    solver: str = "euler"
+    guidance: float = 1.0
+    batch: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.prompts >= 1 and self.steps >= 1, "rollout.prompts and rollout.steps must be at least 1")
+        require(self.images >= 2, "rollout.images must be at least 2: an advantage compares the images of one prompt")
+        require(self.batch >= 0, "rollout.batch must be positive, or 0 for all samples at once")
+
+
+@dataclass
+class LossSettings:
+    """DiffusionNFT's ``beta``, ``adv_clip`` and λ_KL = ``kl``; ``timesteps`` of the rollout's times per sample and
+    epoch, drawn without repetition (0: the first 99 %, as in the recipe).
+
+    ``anchor``: "per_reward", the paper's, or "shared" (see ``marble_opt.losses.diffusion_nft``). ``std``: "group" or
+    "global", of ``group_advantages``. ``old``: how the rollout policy follows the trained one, old ← η old + (1 − η) θ
+    after an epoch: "copy" η = 0; "slow" min(0.001 step, 0.5); "medium" 0 for 75 steps, then
+    min(0.0075 (step − 75), 0.999).
+    """
+
+    beta: float = 0.1
+    kl: float = 0.1
+    adv_clip: float = 5.0
+    timesteps: int = 2
+    anchor: str = "per_reward"
+    std: str = "group"
+    old: str = "slow"
+
+    def __post_init__(self) -> None:
+        require(self.beta > 0 and self.adv_clip > 0 and self.kl >= 0, f"loss: beta, adv_clip > 0, kl >= 0, got {self}")
+        require(self.timesteps >= 0, "loss.timesteps must be positive, or 0 for 99 % of the rollout's")
+        require(self.anchor in ("per_reward", "shared"), f"loss.anchor is per_reward or shared, got {self.anchor!r}")
+        require(self.std in ("group", "global"), f"loss.std must be group or global, got {self.std!r}")
+        require(self.old in OLD_SCHEDULES, f"loss.old must be one of {OLD_SCHEDULES}, got {self.old!r}")
+
+
+@dataclass
+class OptimizerSettings:
+    """``name``: "sgd" with momentum 0.9, whose step follows the combined gradient, or "adamw", whose step is another
+    vector. ``max_grad_norm`` clips the combined gradient. ``steps_per_epoch`` optimizer steps share out the images of
+    every prompt; a step accumulates micro-batches of ``micro_batch`` samples (0: all of a rank's)."""
+
+    name: str = "sgd"
+    lr: float = 0.75
+    weight_decay: float = 1e-4
+    max_grad_norm: float = 0.02
+    steps_per_epoch: int = 1
+    micro_batch: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.name in OPTIMIZERS, f"optimizer.name must be one of {OPTIMIZERS}, got {self.name!r}")
+        require(self.lr > 0 and self.max_grad_norm > 0, "optimizer.lr and optimizer.max_grad_norm must be positive")
+        require(
+            self.steps_per_epoch >= 1 and self.micro_batch >= 0, "optimizer: steps_per_epoch >= 1, micro_batch >= 0"
+        )
+
+
+@dataclass
+class BalanceSettings:
+    """Options of ``marble_opt.Marble`` by the same names; ``probe`` 0 and ``guard`` "" are off. With the methods "sum"
+    and "gdpo" the rewards' gradients are only measured, on every ``refresh_every``-th step."""
+
+    refresh_every: int = 1
+    ema: float = 0.0
+    floor: float = 0.0
+    probe: float = 0.0
+    shared_every: int = 1
+    guard: str = ""
+    fused: bool = False
+    track_step: bool = True
+    groups: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass
+class EvaluationSettings:
+    """``prompts`` held-out prompts per source, with fixed noise, on every ``every``-th epoch and at the end, with
+    ``steps`` solver steps (0: the rollout's); ``batch`` samples at once; ``shown`` per source are kept as images."""
+
+    prompts: int = 80
+    every: int = 12
+    steps: int = 0
+    batch: int = 120
+    shown: int = 3
+
+    def __post_init__(self) -> None:
+        require(min(self.prompts, self.every, self.batch) >= 1, "evaluation: prompts, every and batch are at least 1")
+        require(self.steps >= 0 and self.shown >= 0, "evaluation.steps and evaluation.shown must not be negative")
+
+
+@dataclass
+class LogSettings:
+    """Besides metrics.jsonl: ``tensorboard`` event files, ``wandb`` a Weights & Biases project ("": none)."""
+
+    tensorboard: bool = False
+    wandb: str = ""
+
+
+@dataclass
+class Stage:
+    """``epochs`` on some rewards only: all others sit out. ``sources`` gives other weights to the prompts, {} keeps
+    them."""
+
+    epochs: int = 1
+    rewards: list[str] = field(default_factory=list)
+    sources: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1 and bool(self.rewards), "a stage needs epochs >= 1 and at least one reward")

@@ -1,0 +1,82 @@
+"""What one optimizer step trains on, cut into micro-batches."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import Config
+from .rollout import Rollout, advantages, gdpo_advantages, summed_advantages
+
+_MIXED = {"sum": summed_advantages, "gdpo": gdpo_advantages}
+_USED_SHARE = 0.99
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """b samples of this rank at one training time each.
+
+    ``index`` [b]: their places among the rank's samples; ``t`` [b] their times; ``seeds`` [b] of their noise;
+    ``advantages`` [K, b] (NaN: does not apply) and, for a method that sums, the sum's ``mixed`` [1, b].
+    """
+
+    index: Tensor
+    t: Tensor
+    seeds: list[int]
+    advantages: Tensor
+    mixed: Tensor | None
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """The samples of one optimizer step, an equal share of every prompt's images.
+
+    ``counts`` [K]: n_k, the samples to which reward k applies, and ``samples``: all, over all ranks and times. The
+    training times of a sample are drawn without repetition from those of the rollout.
+    """
+
+    micro_batches: list[MicroBatch]
+    counts: Tensor
+    samples: int
+
+    @classmethod
+    def of(cls, rollout: Rollout, part: int, times: Tensor, epoch: int, weights: Tensor, config: Config) -> "StepBatch":
+        """The ``part``-th of ``steps_per_epoch`` shares of ``rollout``; ``times`` [S]: those of the rollout."""
+        takes = rollout.image_ids % config.optimizer.steps_per_epoch == part
+        own = takes[rollout.mine].nonzero().squeeze(1)
+        values = advantages(rollout, config.loss.std)
+        mixed = _MIXED[config.method](rollout, weights, config.loss.std) if config.method in _MIXED else None
+        drawn = training_times(
+            times, config.loss.timesteps, [rollout.seed(i, epoch, config.seed, "times") for i in own]
+        )
+        batches = []
+        # Times outside, samples inside: any first share of the micro-steps is a fair sample, which ``probe`` needs.
+        for number, row in enumerate(drawn):
+            for places in torch.arange(len(own)).split(config.optimizer.micro_batch or len(own)):
+                index = own[places]
+                seeds = [rollout.seed(i, epoch, config.seed, f"noise {number}") for i in index]
+                column = index + rollout.mine.start
+                batches.append(
+                    MicroBatch(
+                        index, row[places], seeds, values[:, column], None if mixed is None else mixed[:, column]
+                    )
+                )
+        samples = int(takes.sum()) * len(drawn)
+        return cls(batches, (~values[:, takes].isnan()).sum(1) * len(drawn), samples)
+
+
+def training_times(times: Tensor, count: int, seeds: list[int]) -> Tensor:
+    """[T, n]: per sample T of the rollout's first 99 % of ``times`` [S], in random order without repetition.
+
+    ``count`` T = 0 takes all of these.
+    """
+    used = times[: max(int(len(times) * _USED_SHARE), count, 1)]
+    orders = [torch.randperm(len(used), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return used[torch.stack(orders)[:, : count or len(used)]].T
+
+
+def micro_steps(config: Config, samples: int) -> int:
+    """Micro-steps of one optimizer step on a rank that has ``samples`` samples per epoch."""
+    own = samples // config.optimizer.steps_per_epoch
+    batches = -(-own // (config.optimizer.micro_batch or own))
+    return batches * (config.loss.timesteps or max(int(config.rollout.steps * _USED_SHARE), 1))
