@@ -62,7 +62,10 @@ def passes_of_marble(options: dict, anchor: str, kl: bool, steps: int, micro_ste
             )
             wants = kl and optimizer.wants_shared
             references += wants
-            optimizer.backward(loss, shared=prediction.square().mean() if wants else None)
+            parts = [prediction.square().mean()] * wants
+            # Under "observe" the weighted sum is what trains: a shared term beside the KL.
+            parts += [loss.losses().sum()] * (options.get("balancer") == "observe")
+            optimizer.backward(loss, shared=sum(parts) if parts else None)
         optimizer.step()
         passes += optimizer.report.passes
         optimizer.zero_grad()
@@ -79,6 +82,8 @@ def passes_of_marble(options: dict, anchor: str, kl: bool, steps: int, micro_ste
         ({"shared_every": 8}, {"shared_every": 8}),
         ({"probe": 1 / 4, "micro_steps": 8}, {"probe": 1 / 4}),
         ({"route": "loop"}, {"form": "loop"}),
+        ({"balancer": "observe"}, {"form": "observe"}),
+        ({"balancer": "observe", "refresh_every": 4}, {"form": "observe", "refresh_every": 4}),
     ],
 )
 def test_passes_are_those_that_marble_runs(options: dict, counts: dict, anchor: str, kl: bool) -> None:

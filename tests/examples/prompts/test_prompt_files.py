@@ -111,6 +111,13 @@ def test_copies_of_a_line_go_together(texts: list[str]) -> None:
     assert held(texts * 2, True) == held(texts, True) * 2
 
 
+def test_two_lines_are_one_to_train_on_and_one_held_out() -> None:
+    # Texts that the hash holds out; the first of the list is, whatever its hash.
+    unlucky = held([f"prompt {i}" for i in range(200)], True)[1:]
+    assert len(unlucky) > 1
+    assert held(unlucky[:2], False) == unlucky[1:2]
+
+
 def test_the_stated_share_is_held_out() -> None:
     texts = [f"prompt {i}" for i in range(10_000)]
     assert abs(len(held(texts, True)) / 10_000 - HELD_OUT_SHARE) < 0.01
