@@ -3,6 +3,7 @@
 from fractions import Fraction
 from math import lcm
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -12,7 +13,6 @@ from prompts.prompt import Prompt
 from prompts.sampler import choose, noise, rank_slice, sample_seed, shares
 from prompts.world import world_prompts
 from tiny.captions import KINDS
-from trainer.prompts import training_prompts
 
 WEIGHTS = st.lists(st.integers(0, 12).map(lambda n: n / 4), min_size=1, max_size=5).filter(any)
 WORLD = {kind: world_prompts(kind, held_out=False) for kind in KINDS}
@@ -69,11 +69,14 @@ def test_weights_without_a_meaning_are_refused(weights: dict[str, float]) -> Non
 
 
 @pytest.mark.parametrize("counts", [(3, 6, 6), (2, 3, 4), (1, 0, 2), (0, 5, 0)])
-def test_whole_counts_choose_what_the_trainer_chooses(counts: tuple[int, ...]) -> None:
+def test_whole_counts_are_drawn_source_by_source_from_one_generator(counts: tuple[int, ...]) -> None:
     weights = dict(zip(KINDS, map(float, counts), strict=True))
     for seed, epoch in [(0, 0), (0, 7), (3, 1)]:
         chosen = choose(WORLD, weights, sum(counts), seed, epoch)
-        assert [prompt.text for prompt in chosen] == [c.text for c in training_prompts(seed, epoch, counts)]
+        rng, expected = np.random.default_rng((seed, epoch)), []
+        for kind, number in zip(KINDS, counts, strict=True):
+            expected += [WORLD[kind][i] for i in rng.choice(len(WORLD[kind]), number, replace=False)]
+        assert chosen == expected
 
 
 @settings(max_examples=60, deadline=None)
