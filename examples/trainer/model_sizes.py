@@ -1,0 +1,73 @@
+"""What an estimate needs to know of a model: its sizes, and the time of a forward."""
+
+import statistics
+import time
+from collections import Counter
+
+import torch
+
+from backbones.interface import Backbone, repeat
+from prompts.prompt import Prompt
+
+from .estimate import ModelSizes
+
+
+def sizes_of(backbone: Backbone) -> ModelSizes:
+    """Read the sizes of ``backbone`` after its adapters were added, with one of them trainable.
+
+    The tokens are those of the image's patches and of the longest conditioning; activations are taken to be of the type
+    that most frozen weights have.
+
+    Raises ``ValueError``: no trainable LoRA weights, or a transformer whose config does not tell its width and layers.
+    """
+    lora = {name: p for name, p in backbone.transformer.named_parameters() if ".lora_" in name}
+    trained = sum(p.numel() for p in lora.values() if p.requires_grad)
+    if not trained:
+        raise ValueError("the transformer has no trainable LoRA weights: add the adapters first")
+    frozen = [p for name, p in backbone.transformer.named_parameters() if name not in lora]
+    itemsizes = Counter[int]()
+    for parameter in frozen:
+        itemsizes[parameter.element_size()] += parameter.numel()
+    frozen_bytes = sum(size * count for size, count in itemsizes.items())
+    config = backbone.transformer.config
+    try:
+        width, layers = config.num_attention_heads * config.attention_head_dim, config.num_layers
+    except AttributeError as error:
+        raise ValueError(f"the transformer's config does not tell its size ({error}): make a ModelSizes") from error
+    conditioning = backbone.encode([Prompt("")])
+    text = max((tensor.shape[1] for tensor in conditioning.values() if tensor.dim() == 3), default=0)
+    shape = backbone.latent_shape
+    patch = getattr(config, "patch_size", 1)
+    # Latents that are packed into tokens already are [tokens, channels].
+    image = shape[0] if len(shape) == 2 else (shape[-2] // patch) * (shape[-1] // patch)
+    return ModelSizes(
+        frozen_bytes=frozen_bytes + sum(b.numel() * b.element_size() for b in backbone.transformer.buffers()),
+        lora_parameters=trained,
+        adapters=sum(p.numel() for p in lora.values()) // trained,
+        tokens=image + text,
+        width=width,
+        layers=layers + getattr(config, "num_single_layers", 0),
+        value_bytes=itemsizes.most_common(1)[0][0],
+        prompt_bytes=sum(tensor.numel() * tensor.element_size() for tensor in conditioning.values()),
+    )
+
+
+@torch.no_grad()
+def seconds_per_forward(backbone: Backbone, batch: int, calls: int = 5) -> float:
+    """Seconds that a forward without gradient takes per image, in batches of ``batch``: the median of ``calls``.
+
+    One more call goes before, unmeasured. Raises ``ValueError`` for ``batch`` or ``calls`` < 1.
+    """
+    if batch < 1 or calls < 1:
+        raise ValueError(f"batch and calls must be at least 1, got {batch} and {calls}")
+    device = backbone.device
+    conditioning = repeat(backbone.encode([Prompt("")]), batch)
+    x, t = torch.zeros(batch, *backbone.latent_shape, device=device), torch.full((batch,), 0.5, device=device)
+    times = []
+    for _ in range(calls + 1):
+        start = time.perf_counter()
+        backbone.velocity(x, t, conditioning)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:]) / batch
