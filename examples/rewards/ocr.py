@@ -17,7 +17,7 @@ _OPTIONS = {"exact": False, "min_confidence": 0.5, "threads": 4}
 
 
 def ocr(settings: RewardSettings) -> Reward:
-    """Share of the asked text that rapidocr reads in the image, in [0, 1] (Flow-GRPO, arXiv 2505.05470, section 4).
+    """Share of the asked text that rapidocr reads in the image, in [0, 1] (as in Flow-GRPO, arXiv 2505.05470).
 
     Score = max(0, 1 − d / n) as in ``ocr_rule.text_score``; 0 where nothing is read; NaN where the prompt asks for no
     text (``ocr_rule.target_text``). Lines are joined by a space, from top to bottom, left to right within a line.

@@ -39,7 +39,7 @@ def target_text(prompt: str, metadata: Metadata) -> str | None:
 def text_score(read: str, target: str, exact: bool = False) -> float:
     """How much of ``target`` was read: max(0, 1 − d / n), in [0, 1]; n the characters of the target, d a distance.
 
-    By default the rule of the OCR reward of Flow-GRPO (arXiv 2505.05470, section 4; flow_grpo/ocr.py, the same file in
+    By default the rule of Flow-GRPO (arXiv 2505.05470, its text rendering task; flow_grpo/ocr.py, the same file in
     DiffusionNFT): spaces are removed from both and both are lower-cased; d = 0 if the target is contained in what was
     read, else the edit distance. So it is lenient: case and the places of spaces do not count, and neither does any
     text around the target, be it the target again. Text around a target with a mistake does count.
