@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad, unfold
 
+from .edit_distance import edit_distance
 from .font import GLYPH_HEIGHT, GLYPH_WIDTH, GLYPHS, LETTERS
 
 _THRESHOLD = 0.6
@@ -28,17 +29,6 @@ def reading_score(images: Tensor, words: list[str]) -> Tensor:
     found = read(images)
     scores = [max(0.0, 1 - edit_distance(a, b) / len(b)) for a, b in zip(found, words, strict=True)]
     return torch.tensor(scores)
-
-
-def edit_distance(first: str, second: str) -> int:
-    """Levenshtein distance."""
-    previous = list(range(len(second) + 1))
-    for i, a in enumerate(first, 1):
-        current = [i]
-        for j, b in enumerate(second, 1):
-            current.append(min(previous[j] + 1, current[-1] + 1, previous[j - 1] + (a != b)))
-        previous = current
-    return previous[-1]
 
 
 @cache

@@ -7,7 +7,8 @@ import torch
 from tiny import quality
 from tiny.captions import KINDS, SHAPES, Group, composition_caption, random_caption, split, text_caption
 from tiny.composition import composition_score, find_objects
-from tiny.reading import edit_distance, read, reading_score
+from tiny.edit_distance import edit_distance
+from tiny.reading import read, reading_score
 from tiny.render import RGB, SIZE, render, shape_mask
 from tiny.rewards import REWARDS, score
 from tiny.text_encoder import tokenize
