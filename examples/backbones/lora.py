@@ -8,10 +8,10 @@ from torch import nn
 
 
 def save_lora(transformer: nn.Module, folder: Path, adapter: str, write: bool = True) -> None:
-    """Write ``folder``/pytorch_lora_weights.safetensors: the weights of ``adapter`` and, as metadata, its config with α.
+    """Write ``folder``/pytorch_lora_weights.safetensors: the weights of ``adapter``, its config (with α) as metadata.
 
     ``StableDiffusion3Pipeline.load_lora_weights(folder)`` reads it. Sharded weights are gathered: then all ranks must
-    call, those that shall not write a file with ``write=False``. Raises ``ValueError`` for an adapter that is not there.
+    call, those that shall not write a file with ``write=False``. Raises ``ValueError`` for an unknown adapter.
     """
     known = getattr(transformer, "peft_config", {})
     if adapter not in known:

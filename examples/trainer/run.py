@@ -6,14 +6,15 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
+from rewards.scorer import Scorer
 from tqdm import tqdm
 
 from backbones.load import load_backbone
-from rewards.scorer import Scorer
 
 from . import checkpoint, ranks
 from .config import Config
 from .evaluation import Evaluation, evaluate
+from .forecast import forecast
 from .grids import save_grid
 from .logs import Logs
 from .trainer import Trainer
@@ -51,11 +52,25 @@ def train(config: Config, folder: Path, resume: bool, device: str, base: Evaluat
             trainer.load_state_dict(saved)
         else:
             trainer.record(base)
-        with Logs(folder, config.log, ranks.rank(), trainer.epoch) as logs:
+        check_applies(base)
+        expected = forecast(trainer)
+        if ranks.is_main():
+            tqdm.write(expected)
+        with Logs(folder, config.log.tensorboard, config.log.wandb, ranks.rank(), trainer.step) as logs:
             keeper = Keeper(trainer, folder, logs)
             keeper.begin(base)
             final = _epochs(trainer, keeper)
     return Run(config, trainer.history, trainer.evaluations, base, final)
+
+
+def check_applies(base: Evaluation) -> None:
+    """Raise ``ValueError`` for a reward that scored none of the held-out prompts."""
+    unused = [name for name, row in zip(base.names, base.scores, strict=True) if row.isnan().all()]
+    if unused:
+        raise ValueError(
+            f"no held-out prompt carries {', '.join(unused)}: leave these rewards out, or add a source whose prompts "
+            "have the facts they need"
+        )
 
 
 def _epochs(trainer: Trainer, keeper: "Keeper") -> Evaluation:
@@ -82,7 +97,7 @@ class Keeper:
 
     def __init__(self, trainer: Trainer, folder: Path, logs: Logs) -> None:
         self.trainer, self.folder, self.logs = trainer, folder, logs
-        self.main = ranks.rank() == 0
+        self.main = ranks.is_main()
 
     def begin(self, base: Evaluation) -> None:
         """The config and the pretrained model's samples."""
@@ -93,13 +108,15 @@ class Keeper:
 
     def epoch(self, numbers: dict[str, float]) -> None:
         """An epoch's numbers."""
-        self.logs.write(self.trainer.epoch, numbers)
+        self.logs.write(self.trainer.step, {name: value for name, value in numbers.items() if name != "step"})
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Held-out scores, a grid of samples, and the LoRA, once more in best/ if its composite is the best so far."""
         trainer = self.trainer
         numbers = trainer.evaluations[-1]
-        self.logs.write(trainer.epoch, {f"heldout/{name}": value for name, value in numbers.items()})
+        counters = ("epoch", "step")
+        heldout = {f"heldout/{name}": value for name, value in numbers.items() if name not in counters}
+        self.logs.write(trainer.step, heldout)
         best = all(numbers["composite"] >= other["composite"] for other in trainer.evaluations)
         for name in ("lora", "best") if best else ("lora",):
             trainer.backbone.save_lora(self.folder / name, "average", write=self.main)
@@ -120,4 +137,4 @@ class Keeper:
         shown = evaluation.images
         captions, labels = [evaluation.prompts[i].text for i in shown], [evaluation.label(i) for i in shown]
         save_grid(torch.stack([*shown.values()]), captions, labels, path)
-        self.logs.image(epoch, "samples", path)
+        self.logs.image(self.trainer.step, "samples", path)

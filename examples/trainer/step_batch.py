@@ -45,6 +45,9 @@ class StepBatch:
         takes = rollout.image_ids % config.optimizer.steps_per_epoch == part
         own = takes[rollout.mine].nonzero().squeeze(1)
         values = advantages(rollout, config.loss.std)
+        # A reward that sets no image of the step apart from its group has nothing to say: it sits out, as if it did not
+        # apply, instead of entering the balance with the gradient of DiffusionNFT's anchor alone.
+        values[(values.nan_to_num()[:, takes] == 0).all(1)] = torch.nan
         mixed = _MIXED[config.method](rollout, weights, config.loss.std) if config.method in _MIXED else None
         drawn = training_times(
             times, config.loss.timesteps, [rollout.seed(i, epoch, config.seed, "times") for i in own]
@@ -75,8 +78,12 @@ def training_times(times: Tensor, count: int, seeds: list[int]) -> Tensor:
     return used[torch.stack(orders)[:, : count or len(used)]].T
 
 
+def timesteps_of(config: Config) -> int:
+    """Training times per sample."""
+    return config.loss.timesteps or max(int(config.rollout.steps * _USED_SHARE), 1)
+
+
 def micro_steps(config: Config, samples: int) -> int:
     """Micro-steps of one optimizer step on a rank that has ``samples`` samples per epoch."""
     own = samples // config.optimizer.steps_per_epoch
-    batches = -(-own // (config.optimizer.micro_batch or own))
-    return batches * (config.loss.timesteps or max(int(config.rollout.steps * _USED_SHARE), 1))
+    return -(-own // (config.optimizer.micro_batch or own)) * timesteps_of(config)
