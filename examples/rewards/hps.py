@@ -1,6 +1,7 @@
 """Human Preference Score v2.1."""
 
 from collections.abc import Sequence
+from html import unescape
 
 from huggingface_hub import hf_hub_download
 from PIL import Image
@@ -15,6 +16,7 @@ from .registry import RewardSettings
 
 WEIGHTS = ("xswu/HPSv2", "HPS_v2.1_compressed.pt")
 CLIP_HUGE = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+PLAIN_QUOTES = str.maketrans("‘’‚‛“”„‟", "''''" + '""""')
 
 
 def hpsv2(settings: RewardSettings) -> Reward:
@@ -24,8 +26,8 @@ def hpsv2(settings: RewardSettings) -> Reward:
     100 times this.
 
     The weights are OpenCLIP's and are converted to transformers' names; open_clip is not needed. Images are fitted into
-    a square and padded with black, not cropped. Unlike OpenCLIP's, the tokenizer does not repair mojibake or HTML
-    entities in prompts.
+    a square and padded with black, not cropped. As in OpenCLIP's tokenizer, typographic quotes in prompts become plain
+    ones and HTML entities characters; mojibake and full-width letters, which OpenCLIP also repairs, stay as they are.
 
     Options: ``weights``, the .pt file, by default downloaded from the hub; ``processor``, hub id or folder of the CLIP
     ViT-H/14 whose configuration, tokenizer and image processor it takes (its weights are not loaded). The reward takes
@@ -37,7 +39,7 @@ def hpsv2(settings: RewardSettings) -> Reward:
     clip, size = Clip(model, options["processor"], settings), model.config.vision_config.image_size
 
     def score(images: list[Image.Image], prompts: list[str]) -> Tensor:
-        return clip.cosines([letterbox(image, size) for image in images], prompts)
+        return clip.cosines([letterbox(image, size) for image in images], [plain(prompt) for prompt in prompts])
 
     def reward(images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         return score_in_batches(score, images, prompts, settings.batch_size)
@@ -52,3 +54,8 @@ def letterbox(image: Image.Image, size: int) -> Image.Image:
     square = Image.new("RGB", (size, size))
     square.paste(resized, ((size - resized.width) // 2, (size - resized.height) // 2))
     return square
+
+
+def plain(prompt: str) -> str:
+    """``prompt`` with plain quotes and without HTML entities, doubly escaped ones included."""
+    return unescape(unescape(prompt.translate(PLAIN_QUOTES)))

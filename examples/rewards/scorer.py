@@ -32,6 +32,7 @@ class Scorer:
         self.names = tuple(rewards)
         self.seconds = dict.fromkeys(self.names, 0.0)
         self.waited = 0.0
+        self._closed = False
         self._workers = [_Worker(name, build(name, settings), settings) for name, settings in rewards.items()]
         self._pending: list[tuple[int, list[Future[tuple[Tensor, float]]]]] = []
 
@@ -42,6 +43,8 @@ class Scorer:
         ``metadata["source"]``, their source. Raises ``ValueError`` for another shape or number of prompts, and
         ``RuntimeError`` after :meth:`close`.
         """
+        if self._closed:
+            raise RuntimeError("this scorer is closed")
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(f"images must be floats [N, 3, H, W], got {images.dtype} {list(images.shape)}")
         if len(prompts) != len(images):
@@ -87,10 +90,11 @@ class Scorer:
         return self.collect()
 
     def close(self) -> None:
-        """End the threads; what is pending is dropped. May be called twice."""
+        """End the threads and free the rewards; what is pending is dropped. May be called twice."""
+        self._closed = True
         self._pending = []
-        for worker in self._workers:
-            worker.close()
+        while self._workers:
+            self._workers.pop().close()
 
     def __enter__(self) -> "Scorer":
         return self

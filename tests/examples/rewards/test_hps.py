@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from rewards.batches import to_pil
 from rewards.clip_model import ImageProcessor
-from rewards.hps import letterbox
+from rewards.hps import letterbox, plain
 from rewards.open_clip_weights import convert
 from rewards.registry import RewardSettings, build
 
@@ -164,6 +164,10 @@ def test_a_letterbox_keeps_the_picture_whole_and_central() -> None:
     rows = torch.tensor(list(square.convert("L").tobytes())).view(20, 20).float().mean(1)
     assert square.size == (20, 20)
     assert (rows > 0).nonzero().flatten().tolist() == list(range(6, 14))
+
+
+def test_typographic_quotes_and_entities_are_read_as_open_clip_reads_them() -> None:
+    assert plain("an astronaut’s “NASA” &amp; &amp;lt;glove&amp;gt; – ünï") == 'an astronaut\'s "NASA" & <glove> – ünï'
 
 
 def test_the_real_open_clip_agrees() -> None:
