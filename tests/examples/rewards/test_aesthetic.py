@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from rewards.aesthetic import load_head
-from rewards.batches import to_pil
 from rewards.clip_model import ImageProcessor
+from rewards.pil_images import pil_images
 from rewards.registry import RewardSettings, build
 
 SIZES = [tiny_clip.WIDTH, 1024, 128, 64, 16, 1]
@@ -45,7 +45,7 @@ def scores(folder: Path, images: Tensor, head: str = "head.pth", **settings: obj
 def test_scores_equal_a_direct_computation_in_fp64(folder: Path) -> None:
     images, state = tiny_clip.images(), published_state()
     model = CLIPModel.from_pretrained(folder).double().eval()
-    pixels = ImageProcessor.from_pretrained(folder)(images=to_pil(images), return_tensors="pt")["pixel_values"]
+    pixels = ImageProcessor.from_pretrained(folder)(images=pil_images(images), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         x = model.visual_projection(model.vision_model(pixels.double()).pooler_output)
     x = x / x.square().sum(-1, keepdim=True).sqrt()

@@ -9,9 +9,9 @@ from tiny_clip import CONTEXT, PROMPTS
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
-from rewards.batches import to_pil
 from rewards.clip_model import ImageProcessor
 from rewards.interface import Reward
+from rewards.pil_images import pil_images
 from rewards.registry import RewardSettings, build
 
 NOTHING = [{} for _ in PROMPTS]
@@ -30,7 +30,7 @@ def logits(folder: str, images: Tensor, prompts: list[str]) -> Tensor:
     """exp(s) cos in fp64, by the model's own forward, with the attention mask that the reward does without."""
     model = CLIPModel.from_pretrained(folder).double().eval()
     tokens = AutoTokenizer.from_pretrained(folder)(prompts, padding=True, truncation=True, return_tensors="pt")
-    pixels = ImageProcessor.from_pretrained(folder)(images=to_pil(images), return_tensors="pt")["pixel_values"]
+    pixels = ImageProcessor.from_pretrained(folder)(images=pil_images(images), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         return model(pixel_values=pixels.double(), **tokens).logits_per_image.diagonal()
 

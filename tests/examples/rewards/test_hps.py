@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer
 
-from rewards.batches import to_pil
 from rewards.clip_model import ImageProcessor
 from rewards.hps import letterbox, plain
 from rewards.open_clip_weights import convert
+from rewards.pil_images import pil_images
 from rewards.registry import RewardSettings, build
 
 NOTHING = [{} for _ in PROMPTS]
@@ -109,7 +109,7 @@ def test_scores_equal_open_clip_in_fp64(folder: Path, height: int, width: int) -
     model = OpenClip()
     model.load_state_dict(torch.load(folder / "hps.pt")["state_dict"])
     model = model.double().eval()
-    squares = [letterbox(image, SIZE) for image in to_pil(images)]
+    squares = [letterbox(image, SIZE) for image in pil_images(images)]
     pixels = ImageProcessor.from_pretrained(folder)(images=squares, return_tensors="pt")["pixel_values"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     # OpenCLIP pads with zeros.

@@ -1,11 +1,12 @@
 """A CLIP of a few thousand random weights on disk, with a tokenizer of single bytes, and images and prompts for it."""
 
+import json
 from pathlib import Path
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel
 
 from rewards.clip_model import ImageProcessor
 
@@ -29,7 +30,10 @@ def save_processor(folder: Path) -> None:
     letters = sorted(ByteLevel.alphabet())
     names = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {name: i for i, name in enumerate(names)}
-    CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=CONTEXT).save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": CONTEXT}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     ImageProcessor(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
 
 
