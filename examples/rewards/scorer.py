@@ -39,9 +39,9 @@ class Scorer:
     def submit(self, images: Tensor, prompts: Sequence[Prompt]) -> None:
         """Start scoring ``images`` [N, 3, H, W], values in [0, 1], on any device, and return at once.
 
-        They are copied: the caller may overwrite them. ``prompts`` has N entries; rewards read their metadata and, as
-        ``metadata["source"]``, their source. Raises ``ValueError`` for another shape or number of prompts, and
-        ``RuntimeError`` after :meth:`close`.
+        They are copied: the caller may overwrite them. The rewards share the copy and do not write to it. ``prompts``
+        has N entries; rewards read their metadata and, as ``metadata["source"]``, their source. Raises ``ValueError``
+        for another shape or number of prompts, and ``RuntimeError`` after :meth:`close`.
         """
         if self._closed:
             raise RuntimeError("this scorer is closed")
