@@ -6,9 +6,14 @@ rapidocr, ...) is only needed by those who use it.
 
 from dataclasses import dataclass, field
 from importlib import import_module
+from math import isfinite
 from typing import Any
 
+import torch
+
 from .interface import Reward
+
+DTYPES = ("float32", "float16", "bfloat16")
 
 # name: "module:factory"; a factory takes a RewardSettings and returns a Reward.
 FACTORIES = {
@@ -35,7 +40,7 @@ class RewardSettings:
     multiplies the score before anything else (the recipe divides PickScore by 26). ``device``, ``dtype`` ("float32",
     "float16", "bfloat16") and ``batch_size`` say where and how the model runs. ``url``: the address of a reward server
     that has this reward; nothing is then loaded here. ``options`` go to the reward: ``{"model": "/weights/pickscore"}``
-    instead of its hub id.
+    instead of its hub id. Raises ``ValueError`` for values that no reward can have, before anything is loaded.
     """
 
     weight: float = 1.0
@@ -45,6 +50,18 @@ class RewardSettings:
     batch_size: int = 16
     url: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isfinite(self.weight) or not isfinite(self.scale):
+            raise ValueError(f"a reward's weight and scale must be finite, got {self.weight} and {self.scale}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"a reward's dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got {self.dtype!r}")
+        if self.batch_size < 1:
+            raise ValueError(f"a reward's batch_size must be at least 1, got {self.batch_size}")
+        try:
+            torch.device(self.device)
+        except RuntimeError as error:
+            raise ValueError(f"a reward's device must be one that torch knows, got {self.device!r}") from error
 
 
 def build(name: str, settings: RewardSettings) -> Reward:

@@ -1,0 +1,41 @@
+"""Settings of a reward are checked before anything is loaded."""
+
+import math
+
+import pytest
+
+from rewards.registry import RewardSettings
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dtype": "fp16"}, "dtype must be float32, float16 or bfloat16, got 'fp16'"),
+        ({"device": "gpu"}, "device must be one that torch knows, got 'gpu'"),
+        ({"device": "cuda:first"}, "got 'cuda:first'"),
+        ({"device": ""}, "got ''"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"weight": math.nan}, "weight and scale must be finite, got nan and 1.0"),
+        ({"scale": math.inf}, "weight and scale must be finite, got 1.0 and inf"),
+    ],
+)
+def test_values_that_no_reward_can_have_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RewardSettings(**values)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:7", "mps"])
+def test_a_device_need_not_be_present(device: str) -> None:
+    assert RewardSettings(device=device, url="http://127.0.0.1:1").device == device
+
+
+def test_settings_are_a_structured_config() -> None:
+    omegaconf = pytest.importorskip("omegaconf")
+    schema = omegaconf.OmegaConf.structured(RewardSettings)
+    values = {"scale": 1 / 26, "dtype": "float16", "options": {"model": "/weights"}}
+    merged = omegaconf.OmegaConf.to_object(omegaconf.OmegaConf.merge(schema, values))
+    assert merged == RewardSettings(scale=1 / 26, dtype="float16", options={"model": "/weights"})
+    with pytest.raises(omegaconf.errors.ConfigKeyError):
+        omegaconf.OmegaConf.merge(schema, {"batchsize": 3})
+    with pytest.raises(ValueError, match="dtype must be"):
+        omegaconf.OmegaConf.to_object(omegaconf.OmegaConf.merge(schema, {"dtype": "half"}))
