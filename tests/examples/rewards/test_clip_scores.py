@@ -1,5 +1,7 @@
 """PickScore and CLIPScore on a random CLIP, against plain transformers calls in fp64."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,18 @@ def test_a_long_prompt_is_truncated_at_the_context(folder: str) -> None:
     scores = reward("pickscore", folder)(tiny_clip.images(1).expand(4, -1, -1, -1), prompts, NOTHING)
     assert torch.equal(scores[:3], scores[0].expand(3))
     assert scores[3] != scores[0]
+
+
+def test_both_ways_of_marking_the_end_of_a_text_give_the_same(folder: str, tmp_path: Path) -> None:
+    """Configurations on the hub give ``eos_token_id`` as 2, read as the largest token, or as it is."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["text_config"]["eos_token_id"] == 2
+    config["text_config"]["eos_token_id"] = config["text_config"]["vocab_size"] - 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    images = tiny_clip.images()
+    scores = reward("clipscore", str(tmp_path))(images, PROMPTS, NOTHING)
+    assert torch.equal(scores, reward("clipscore", folder)(images, PROMPTS, NOTHING))
 
 
 def test_pixels_are_rounded_to_eight_bit(folder: str) -> None:
