@@ -70,23 +70,20 @@ class Adapters:
     @contextmanager
     def using(self, name: str | None) -> Iterator[None]:
         """Run the block without gradient under another adapter, or under none: the pretrained model."""
-        if name is None:
-            self.transformer.disable_adapters()
-        else:
-            self._activate(name)
+        self._activate(name)
         try:
             with torch.no_grad():
                 yield
         finally:
-            if name is None:
-                self.transformer.enable_adapters()
             self._activate(self.names[0])
 
-    def _activate(self, name: str) -> None:
-        """Switch to an adapter; the trained one keeps its ``requires_grad``, which FSDP2 reads at its first forward."""
+    def _activate(self, name: str | None) -> None:
+        """Switch to an adapter or to none. peft moves ``requires_grad`` along; here it stays with the trained one: FSDP2
+        and Marble look at it."""
         for module in self.transformer.modules():
             if isinstance(module, BaseTunerLayer):
-                module.set_adapter(name)
+                module.enable_adapters(name is not None)
+                module.set_adapter(name or self.names[0])
         for other in self.names:
             for weight in self.parameters(other).values():
                 weight.requires_grad_(other == self.names[0])

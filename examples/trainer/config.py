@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -73,11 +74,8 @@ class Config:
             f"optimizer.steps_per_epoch ({self.optimizer.steps_per_epoch}) must divide rollout.images "
             f"({self.rollout.images}): each step takes an equal share of every prompt's images",
         )
-        summed = self.method in ("sum", "gdpo")
-        require(
-            not (summed and (self.balance.probe or self.balance.shared_every > 1)),
-            "sums take no probe, no shared_every",
-        )
+        subsampled = self.balance.probe or self.balance.shared_every > 1
+        require(not (subsampled and self.method in ("sum", "gdpo")), "sums take no probe and no shared_every")
 
     def _check_weights(self) -> None:
         for name, settings in self.rewards.items():
@@ -95,6 +93,8 @@ class Config:
         for number, stage in enumerate(self.stages):
             unknown = sorted({*stage.rewards} - {*self.rewards}) + sorted({*stage.sources} - {*self.sources})
             require(not unknown, f"stages[{number}] names {unknown}, which are no rewards or sources of this config")
+        foreign = sorted({name for group in self.balance.groups.values() for name in group} - {*self.rewards})
+        require(not foreign, f"balance.groups names {foreign}, which are no rewards of this config")
 
     @property
     def total_epochs(self) -> int:
@@ -114,7 +114,7 @@ class Config:
         return asdict(self)
 
     def check_same(self, saved: dict[str, Any]) -> None:
-        """Raise ``ValueError`` if a run with the settings ``saved`` cannot continue with these. Its length may change."""
+        """Raise ``ValueError`` if a run with the settings ``saved`` cannot continue with these, but for its length."""
         own, old = flat(self.as_dict()), flat(saved)
         free = ("epochs", "parallel", "log.", "evaluation.")
         changed = [
@@ -133,7 +133,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     try:
         given = OmegaConf.merge(read(name), OmegaConf.from_dotlist(list(overrides)))
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), given))  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ValueError(f"{name}: {error}") from error
 
 

@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rewards.scorer import Scorer
 from torch import Tensor
 
 from backbones.interface import Backbone
 from prompts.prompt import Prompt
 from prompts.sampler import noise, sample_seed
+from rewards.scorer import Scorer
 
 from . import ranks
 from .adapters import Adapters

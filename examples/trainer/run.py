@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from rewards.scorer import Scorer
 from tqdm import tqdm
 
 from backbones.load import load_backbone
+from rewards.scorer import Scorer
 
 from . import checkpoint, ranks
 from .config import Config

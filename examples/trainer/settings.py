@@ -104,6 +104,12 @@ class BalanceSettings:
     track_step: bool = True
     groups: dict[str, list[str]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        require(self.refresh_every >= 1 and self.shared_every >= 1, "balance.refresh_every and shared_every are >= 1")
+        require(0 <= self.ema < 1, f"balance.ema must be in [0, 1), got {self.ema}")
+        require(0 <= self.probe < 1, f"balance.probe must be in [0, 1), 0 for off, got {self.probe}")
+        require(self.guard in ("", "step"), f'balance.guard must be "step", or "" for none, got {self.guard!r}')
+
 
 @dataclass
 class EvaluationSettings:

@@ -49,7 +49,9 @@ class Trainer:
     def train_epoch(self) -> dict[str, float]:
         """Roll out, make the epoch's optimizer steps, let the old policy follow; returns the epoch's numbers."""
         config, stage = self.config, self.config.stage(self.epoch)
-        shares = stage.sources or {name: source.weight for name, source in config.sources.items()}
+        shares = {
+            name: stage.sources.get(name, 0.0) if stage.sources else s.weight for name, s in config.sources.items()
+        }
         prompts = choose(self.train_prompts, shares, config.rollout.prompts, config.seed, self.epoch)
         rollout = roll_out(self.backbone, self.adapters, self.scorer, prompts, config, self.epoch)
         trained = rollout.only([name in stage.rewards for name in config.rewards])

@@ -5,35 +5,41 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+import trainer_cases
 
 from trainer import checkpoint
+from trainer.config import load_config
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train.py"
-SMALL = "--steps 6 --prompts 1 1 1 --images 3 --sampling-steps 2 --timesteps 1 --eval-prompts 3 --eval-every 3 --rank 2"
+SMALL = ["epochs=6", "evaluation.prompts=3", "evaluation.every=3", "evaluation.shown=1"]
+SMALL += [
+    option for option in trainer_cases.SMALL if not option.startswith(("epochs", "evaluation", "rollout.prompts"))
+]
 
 
-def start(output: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(SCRIPT), *SMALL.split(), "--output", str(output), *options]
+def start(output: Path, *options: str, launcher: Sequence[str] = (sys.executable,)) -> subprocess.Popen[str]:
+    command = [*launcher, str(SCRIPT), *SMALL, "--output", str(output), *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(output: Path, *options: str) -> str:
-    process = start(output, *options)
+def finish(output: Path, *options: str, launcher: Sequence[str] = (sys.executable,)) -> str:
+    process = start(output, *options, launcher=launcher)
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return printed
 
 
-def stop_after(output: Path, steps: int, how: signal.Signals) -> tuple[int, str]:
-    """Send a signal once ``steps`` steps are saved; returns the exit code and what went to stderr."""
+def stop_after(output: Path, epochs: int, how: signal.Signals) -> tuple[int, str]:
+    """Send a signal once ``epochs`` epochs are saved; returns the exit code and what went to stderr."""
     process = start(output)
     for _ in range(3000):
         state = checkpoint.load(output / "marble-seed0")
-        if process.poll() is not None or (state is not None and state["step"] >= steps):
+        if process.poll() is not None or (state is not None and state["epoch"] >= epochs):
             break
         time.sleep(0.02)
     assert process.poll() is None, "the run ended before it could be stopped"
@@ -44,7 +50,7 @@ def stop_after(output: Path, steps: int, how: signal.Signals) -> tuple[int, str]
 def adapters(output: Path) -> list[torch.Tensor]:
     state = checkpoint.load(output / "marble-seed0")
     assert state is not None
-    assert state["step"] == 6
+    assert state["epoch"] == 6
     return [weight for name in ("default", "old", "average") for weight in state["adapters"][name].values()]
 
 
@@ -66,9 +72,25 @@ def test_a_stopped_and_resumed_run_equals_an_unbroken_one(
     assert all(torch.equal(a, b) for a, b in zip(adapters(unbroken[0]), adapters(tmp_path), strict=True))
 
 
+def test_ranks_and_sharding_change_nothing(unbroken: tuple[Path, str], tmp_path: Path) -> None:
+    """Two epochs on two ranks, two on two ranks with shards, two alone: what each saves is whole."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    finish(tmp_path, "epochs=2", launcher=launcher)
+    finish(tmp_path, "epochs=4", "parallel=fsdp2", "--resume", launcher=launcher)
+    finish(tmp_path, "--resume")
+    for a, b in zip(adapters(unbroken[0]), adapters(tmp_path), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    rows = [json.loads(line) for line in (tmp_path / "marble-seed0" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train/colour" in row] == [1, 2, 3, 4, 5, 6]
+
+
 def test_it_leaves_table_figure_and_rows(unbroken: tuple[Path, str]) -> None:
     output, printed = unbroken
     assert "steps in conflict" in printed
+    assert "6 epochs without evaluations and rewards: about" in printed
+    folder = output / "marble-seed0"
+    assert sorted(path.name for path in (folder / "grids").iterdir()) == [f"epoch-000{n}.png" for n in (0, 3, 6)]
+    assert load_config(str(folder / "config.yaml")).rollout.prompts == 4
     assert (output / "report.png").read_bytes().startswith(b"\x89PNG")
     rows = [json.loads(line) for line in (output / "rows.jsonl").read_text().splitlines()]
     needed = {"benchmark", "method", "seed", "metric", "value", "hardware", "versions", "commit", "date"}

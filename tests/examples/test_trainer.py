@@ -1,106 +1,133 @@
 """The trainer on a few images: what is trained, what is measured, what is saved."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from trainer_cases import adapter_weights, small_config, small_trainer
 
 import marble_opt
-from tiny.captions import KINDS
-from tiny.model import TinyModel
+from backbones.load import load_backbone
+from backbones.settings import ModelSettings
+from prompts.prompt import Prompt
 from trainer import checkpoint
-from trainer.adapters import Adapters
-from trainer.config import METHODS, Config
-from trainer.evaluation import evaluate
-from trainer.prompts import training_prompts
-from trainer.rollout import Rollout, gdpo_advantages, summed_advantages
+from trainer.adapters import NAMES, Adapters, old_decay
+from trainer.config import METHODS
+from trainer.evaluation import Evaluation, composite, evaluate
+from trainer.forecast import counts_of
+from trainer.rollout import Rollout, gdpo_advantages, roll_out, summed_advantages
+from trainer.run import Run, check_applies
+from trainer.step_batch import StepBatch, micro_steps, training_times
 from trainer.table import table, worst_cosine
-from trainer.trainer import Trainer
 
-SMALL = {
-    "prompts": (1, 1, 1),
-    "images": 3,
-    "sampling_steps": 2,
-    "timesteps": 1,
-    "steps": 3,
-    "eval_prompts": 2,
-    "rank": 2,
-}
 ONES = torch.ones(2)
-
-
-def weights(trainer: Trainer) -> list[torch.Tensor]:
-    return [
-        weight.detach().clone()
-        for name in ("default", "old", "average")
-        for weight in trainer.adapters.parameters(name).values()
-    ]
-
-
-def new(**options: object) -> Trainer:
-    return Trainer(Config(**{**SMALL, **options}), TinyModel.from_pretrained())
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_moves_the_trained_adapter_and_measures_all_rewards(method: str) -> None:
-    trainer = new(method=method)
-    before = weights(trainer)
-    numbers = trainer.train_step()
-    assert any(not torch.equal(a, b) for a, b in zip(before, weights(trainer), strict=True))
-    assert all(torch.isfinite(weight).all() for weight in weights(trainer))
+    trainer = small_trainer(f"method={method}")
+    before = adapter_weights(trainer)
+    numbers = trainer.train_epoch()
+    assert any(not torch.equal(a, b) for a, b in zip(before, adapter_weights(trainer), strict=True))
+    assert all(torch.isfinite(weight).all() for weight in adapter_weights(trainer))
     assert worst_cosine(numbers) is not None
     assert worst_cosine(numbers, "step_cosine") is not None
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_step_follows_the_gradient_under_sgd_only(optimizer: str) -> None:
-    numbers = new(optimizer=optimizer, kl=0.0).train_step()
+    numbers = small_trainer(f"optimizer.name={optimizer}", "loss.kl=0").train_epoch()
     pairs = [(numbers[f"cosine/{name}"], numbers[f"step_cosine/{name}"]) for name in ("colour", "contrast", "clean")]
     same = all(abs(gradient - step) < 1e-3 for gradient, step in pairs)
     assert same == (optimizer == "sgd")
 
 
 def test_adapters_start_as_the_base_model_bit_for_bit() -> None:
-    model = TinyModel.from_pretrained()
-    embeddings, x = model.encode(["two red circles"]), torch.randn(1, 3, 24, 24)
-    expected = model.velocity(x, torch.tensor([0.5]), embeddings)
-    adapters = Adapters(model.transformer, 4, seed=0)
-    for name in ("default", "old", "average", None):
+    backbone = load_backbone(ModelSettings())
+    conditions, x = backbone.encode([Prompt("two red circles")]), torch.randn(1, 3, 24, 24)
+    expected = backbone.velocity(x, torch.tensor([0.5]), conditions)
+    adapters = Adapters(backbone.transformer, backbone.lora_targets, 4)
+    for name in (*NAMES, None):
         with adapters.using(name):
-            assert torch.equal(model.velocity(x, torch.tensor([0.5]), embeddings), expected)
+            assert torch.equal(backbone.velocity(x, torch.tensor([0.5]), conditions), expected)
 
 
-def test_only_the_default_adapter_is_trained() -> None:
-    trainer = new()
-    trainable = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad and "lora" in name}
-    assert trainable
-    assert all(".default." in name for name in trainable)
+def test_only_the_default_adapter_is_trained_whichever_is_used() -> None:
+    trainer = small_trainer()
+    for name in (*NAMES, None):
+        with trainer.adapters.using(name):
+            trainable = {key for key, weight in trainer.backbone.transformer.named_parameters() if weight.requires_grad}
+            assert trainable
+            assert all(".default." in key for key in trainable)
 
 
 @pytest.mark.parametrize("method", ["marble", "gdpo"])
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(method: str, tmp_path: Path) -> None:
-    unbroken = new(method=method, ema=0.5, refresh_every=2)
+    options = (f"method={method}", "balance.ema=0.5", "balance.refresh_every=2")
+    unbroken = small_trainer(*options)
     for _ in range(4):
-        unbroken.train_step()
-    first = new(method=method, ema=0.5, refresh_every=2)
+        unbroken.train_epoch()
+    first = small_trainer(*options)
     for _ in range(2):
-        first.train_step()
+        first.train_epoch()
     checkpoint.save(tmp_path, first.state_dict())
-    second = new(method=method, ema=0.5, refresh_every=2)
+    second = small_trainer(*options)
     second.load_state_dict(checkpoint.load(tmp_path))
     for _ in range(2):
-        second.train_step()
-    assert all(torch.equal(a, b) for a, b in zip(weights(unbroken), weights(second), strict=True))
+        second.train_epoch()
+    assert all(torch.equal(a, b) for a, b in zip(adapter_weights(unbroken), adapter_weights(second), strict=True))
     assert [row["train/colour"] for row in second.history] == [row["train/colour"] for row in unbroken.history]
 
 
+@pytest.mark.parametrize("anchor", ["per_reward", "shared"])
+@pytest.mark.parametrize("method", ["marble", "sum"])
+def test_micro_batches_change_nothing(method: str, anchor: str) -> None:
+    """Counts and averages are those of the whole step, however it is cut."""
+    cut = ("optimizer.micro_batch=2", "rollout.batch=4", "evaluation.batch=5")
+    options = (f"method={method}", f"loss.anchor={anchor}", "loss.timesteps=2", "optimizer.steps_per_epoch=3")
+    whole, parts = small_trainer(*options), small_trainer(*options, *cut)
+    for trainer in (whole, parts):
+        trainer.train_epoch()
+        trainer.train_epoch()
+    for a, b in zip(adapter_weights(whole), adapter_weights(parts), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+    assert whole.step == 6
+
+
+def test_probes_and_guards_are_passed_on() -> None:
+    options = ("balance.probe=0.5", "loss.timesteps=2", "optimizer.micro_batch=3", "balance.guard=step", "loss.kl=0.01")
+    trainer = small_trainer(*options)
+    trainer.train_epoch()
+    report = trainer.optimizer.report
+    assert report.refreshed
+    assert report.guard is not None
+    assert trainer.optimizer._cycle.schedule.probes == 3
+
+
+def test_a_stage_trains_on_its_rewards_and_sources_only() -> None:
+    stages = (
+        "stages=[{epochs: 1, rewards: [reading], sources: {text: 1}}, {epochs: 2, rewards: [colour, clean]}]",
+        "epochs=1",
+    )
+    trainer = small_trainer(*stages)
+    assert trainer.config.total_epochs == 3
+    first, second = trainer.train_epoch(), trainer.train_epoch()
+    assert math.isnan(first["train/composition"])
+    assert not math.isnan(first["train/clean"])
+    assert [name for name in trainer.config.rewards if first[f"active/{name}"]] in (["reading"], [])
+    assert [name for name in trainer.config.rewards if second[f"active/{name}"]] == ["colour", "clean"]
+    assert not math.isnan(second["train/composition"])
+
+
 def test_a_checkpoint_of_other_settings_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"other settings \(lr: saved 0.75, now 0.001\)"):
-        new(lr=1e-3).load_state_dict(new().state_dict())
+    with pytest.raises(ValueError, match=r"other settings \(optimizer\.lr: saved 0\.75, now 0\.001\)"):
+        small_trainer("optimizer.lr=1e-3").load_state_dict(small_trainer("epochs=9").state_dict())
 
 
 def test_a_truncated_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, new().state_dict())
+    checkpoint.save(tmp_path, small_trainer().state_dict())
     path = tmp_path / checkpoint.NAME
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"checkpoint\.pt is not a readable checkpoint"):
@@ -119,69 +146,111 @@ def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path) -> None:
         checkpoint.load(tmp_path)
 
 
-def test_prompts_are_stratified_and_a_function_of_seed_and_step() -> None:
-    prompts = training_prompts(1, 2, (2, 3, 4))
-    assert [sum(prompt.kind == kind for prompt in prompts) for kind in KINDS] == [2, 3, 4]
-    assert prompts == training_prompts(1, 2, (2, 3, 4))
-    assert prompts != training_prompts(1, 3, (2, 3, 4))
+def rollout_of(scores: torch.Tensor) -> Rollout:
+    """Two prompts of two images each."""
+    samples = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    prompt_ids, image_ids = torch.tensor(samples).unbind(1)
+    return Rollout(samples, torch.zeros(4, 3, 24, 24), {}, prompt_ids, scores, prompt_ids, image_ids, slice(0, 4))
 
 
 def test_mixed_advantages_follow_their_definitions() -> None:
     scores = torch.tensor([[1.0, 3.0, torch.nan, torch.nan], [10.0, 10.0, 2.0, 4.0]])
-    rollout = Rollout(torch.zeros(4, 3, 24, 24), (torch.zeros(4), torch.zeros(4)), scores, torch.tensor([0, 0, 1, 1]))
-    torch.testing.assert_close(
-        summed_advantages(rollout, ONES), torch.tensor([[-1.0, 1.0, -1.0, 1.0]]), atol=1e-3, rtol=0
-    )
-    torch.testing.assert_close(
-        gdpo_advantages(rollout, ONES), torch.tensor([[-1.0, 1.0, -1.0, 1.0]]), atol=1e-3, rtol=0
-    )
-    raw = rollout.scores.clone()
+    rollout = rollout_of(scores)
+    expected = torch.tensor([[-1.0, 1.0, -1.0, 1.0]])
+    torch.testing.assert_close(summed_advantages(rollout, ONES), expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(gdpo_advantages(rollout, ONES), expected, atol=1e-3, rtol=0)
+    raw = scores.clone()
     raw[1, :2] = torch.tensor([20.0, 10.0])
-    conflicting = Rollout(rollout.x_0, rollout.embeddings, raw, rollout.prompt_ids)
+    conflicting = replace(rollout, scores=raw)
     assert summed_advantages(conflicting, ONES)[0, 0] > 0.99, "the raw sum follows the reward of larger scale"
     assert gdpo_advantages(conflicting, ONES)[0, :2].abs().max() < 1e-3, "z-scores of two opposed rewards cancel"
     assert gdpo_advantages(conflicting, torch.tensor([2.0, 1.0]))[0, 0] < -0.99, "unless one has more weight"
 
 
-def test_evaluation_is_repeatable_and_independent_of_training() -> None:
-    trainer = new()
-    first = evaluate(trainer.model, trainer.adapters, "average", trainer.config)
-    base = evaluate(TinyModel.from_pretrained(), None, None, trainer.config)
-    torch.testing.assert_close(first.images, base.images, rtol=0, atol=0)
+def test_a_reward_that_tells_no_images_apart_sits_the_step_out() -> None:
+    rollout = rollout_of(torch.tensor([[1.0, 1.0, 3.0, 3.0], [1.0, 2.0, 2.0, 2.0], [torch.nan, torch.nan, 1.0, 2.0]]))
+    config = small_config("rollout.images=2")
+    batch = StepBatch.of(rollout, 0, torch.tensor([1.0, 0.5]), 0, torch.ones(3), config)
+    (micro,) = batch.micro_batches
+    assert micro.advantages[0].isnan().all()
+    assert not micro.advantages[1].isnan().any(), "its second prompt has zero advantages, which is not absence"
+    assert batch.counts.tolist() == [0, 4, 2]
 
 
-def test_table_names_every_reward_and_the_conflict_shares() -> None:
-    from trainer.table import Run
+def test_a_step_takes_an_equal_share_of_every_prompt() -> None:
+    rollout = rollout_of(torch.rand(2, 4))
+    config = small_config("rollout.images=2", "optimizer.steps_per_epoch=2", "optimizer.micro_batch=1")
+    batches = [StepBatch.of(rollout, part, torch.tensor([1.0, 0.5]), 0, ONES, config) for part in range(2)]
+    taken = [[int(micro.index) for micro in batch.micro_batches] for batch in batches]
+    assert taken == [[0, 2], [1, 3]]
+    assert micro_steps(config, 4) == 2
 
-    trainer = new()
-    trainer.train_step()
-    base = evaluate(trainer.model, trainer.adapters, None, trainer.config)
-    text = table(base, [Run(trainer.config, trainer.history, [], base)])
-    assert [line.split()[0] for line in text.splitlines()[1:6]] == [
-        "reading",
-        "composition",
-        "colour",
-        "contrast",
-        "clean",
+
+def test_training_times_are_drawn_without_repetition_from_the_first_share() -> None:
+    times = torch.linspace(1, 0.04, 25)
+    drawn = training_times(times, 0, [1, 2, 3])
+    assert drawn.shape == (24, 3)
+    assert all(sorted(column.tolist(), reverse=True) == times[:24].tolist() for column in drawn.T)
+    assert not torch.equal(drawn[:, 0], drawn[:, 1])
+    assert torch.equal(training_times(times, 5, [2])[:, 0], drawn[:5, 1])
+
+
+def test_rollouts_depend_on_the_sample_and_not_on_the_batch() -> None:
+    trainer = small_trainer()
+    prompts = [prompts[0] for prompts in trainer.train_prompts.values()]
+    rollouts = [
+        roll_out(trainer.backbone, trainer.adapters, trainer.scorer, prompts, small_config(option), 4)
+        for option in ("rollout.batch=0", "rollout.batch=2")
     ]
-    assert "steps in conflict (gradient)" in text
-    assert "steps in conflict (step taken)" in text
+    torch.testing.assert_close(rollouts[0].x_0, rollouts[1].x_0, rtol=0, atol=1e-5)
+    assert torch.equal(rollouts[0].scores.isnan(), rollouts[1].scores.isnan())
+
+
+def test_evaluation_is_repeatable_and_independent_of_training() -> None:
+    trainer = small_trainer("evaluation.batch=4")
+    result = trainer.evaluate()
+    config = small_config()
+    base = evaluate(load_backbone(config.model), None, None, trainer.scorer, trainer.test_prompts, config)
+    assert sorted(base.images) == [0, 2, 4]
+    torch.testing.assert_close(result.images[2], base.images[2], rtol=0, atol=1e-5)
+
+
+def test_the_composite_is_a_mean_of_z_scores() -> None:
+    base = {"a": 1.0, "a/std": 0.5, "b": 2.0, "b/std": 4.0, "c": math.nan, "c/std": math.nan, "d": 1.0, "d/std": 0.0}
+    assert composite({"a": 2.0, "b": 0.0, "c": math.nan, "d": 2.0}, base, ["a", "b", "c", "d"]) == (2.0 - 0.5) / 2
+
+
+def test_a_reward_that_never_applies_is_refused() -> None:
+    scores = torch.tensor([[1.0, 2.0], [torch.nan, torch.nan]])
+    with pytest.raises(ValueError, match="no held-out prompt carries ocr: leave"):
+        check_applies(Evaluation(("clean", "ocr"), [Prompt("a"), Prompt("b")], scores, {}))
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("schedule", "decays"),
     [
-        ({"method": "mean"}, "method must be one of"),
-        ({"prompts": (1, 1)}, "three counts"),
-        ({"images": 1}, "at least 2"),
-        ({"timesteps": 20}, "drawn from"),
-        ({"weights": (1.0, 1.0)}, "five numbers"),
-        ({"weights": (1.0, -1.0, 1.0, 1.0, 1.0)}, "five numbers"),
-        ({"optimizer": "adam"}, "optimizer must be one of"),
-        ({"lr": 0.0}, "positive"),
-        ({"steps": 0}, "steps must be at least 1"),
+        ("copy", {0: 0.0, 1000: 0.0}),
+        ("slow", {0: 0.0, 100: 0.1, 10_000: 0.5}),
+        ("medium", {75: 0.0, 76: 0.0075, 10_000: 0.999}),
     ],
 )
-def test_bad_settings_are_refused(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Config(**options)
+def test_decay_schedules_of_the_old_policy(schedule: str, decays: dict[int, float]) -> None:
+    assert {step: old_decay(schedule, step) for step in decays} == pytest.approx(decays)
+
+
+def test_the_forecast_counts_what_the_trainer_does() -> None:
+    config = small_config("optimizer.micro_batch=2", "loss.timesteps=2")
+    counts = counts_of(config)
+    assert (counts.samples, counts.micro_steps, counts.form) == (9, micro_steps(config, 9), "marble")
+    assert counts_of(small_config("method=gdpo")).form == "observe"
+
+
+def test_table_names_every_reward_and_the_conflict_shares() -> None:
+    trainer = small_trainer()
+    trainer.train_epoch()
+    base = trainer.evaluate()
+    text = table([Run(trainer.config, trainer.history, trainer.evaluations, base, base)])
+    names = [line.split()[0] for line in text.splitlines()[1:6]]
+    assert names == ["reading", "composition", "colour", "contrast", "clean"]
+    assert "steps in conflict (gradient)" in text
+    assert "steps in conflict (step taken)" in text

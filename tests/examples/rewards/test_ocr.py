@@ -95,7 +95,7 @@ def test_nothing_is_downloaded_logged_or_printed(
         (RewardSettings(options={"exact": "yes"}), "exact must be true or false, got 'yes'"),
         (RewardSettings(options={"min_confidence": 1.5}), r"min_confidence must be in \[0, 1\]"),
         (RewardSettings(options={"threads": 0}), "threads must be a whole number from 1"),
-        (RewardSettings(device="tpu"), "cannot run on 'tpu'"),
+        (RewardSettings(device="mps"), "cannot run on 'mps'"),
     ],
 )
 def test_bad_settings_are_refused(settings: RewardSettings, message: str) -> None:
