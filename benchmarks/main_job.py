@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -24,16 +23,18 @@ from matplotlib.axes import Axes
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
-from tiny.model import TinyModel  # noqa: E402
+from backbones.load import load_backbone  # noqa: E402
+from rewards.scorer import Scorer  # noqa: E402
 from trainer import checkpoint  # noqa: E402
-from trainer.config import Config  # noqa: E402
+from trainer.config import load_config  # noqa: E402
+from trainer.evaluation import evaluate  # noqa: E402
 from trainer.trainer import Trainer  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 ROWS = RESULTS / "main_job.jsonl"
 METHODS = ("sum", "gdpo", "equal", "marble")
 SEEDS = (0, 1, 2)
-LENGTH = ("--steps", "30", "--eval-every", "10", "--eval-prompts", "160")
+LENGTH = ("epochs=30", "evaluation.every=10", "evaluation.prompts=160")
 COLOURS = {"sum": "#d95f02", "gdpo": "#7570b3", "equal": "#666666", "marble": "#1b9e77"}
 BASE = "base model"
 LARGE = 480
@@ -58,14 +59,14 @@ def evaluate_again(output: Path) -> None:
     shared = {key: first[key] for key in ("benchmark", "hardware", "versions", "commit", "date")}
     rows = []
     for folder in [None, *sorted(path for path in output.iterdir() if (path / checkpoint.NAME).exists())]:
-        state = None if folder is None else checkpoint.load(folder)
-        config = Config() if state is None else Config(**state["config"])
-        trainer = Trainer(replace(config, eval_prompts=LARGE), TinyModel.from_pretrained())
-        if state is not None:
-            trainer.adapters.load_state_dict(state["adapters"])
-        method, seed = (BASE, None) if state is None else (config.method, config.seed)
-        for name, value in trainer.evaluate().summary().items():
-            row = {"method": method, "seed": seed, "step": None if state is None else config.steps}
+        config = load_config("tiny" if folder is None else str(folder / "config.yaml"), [f"evaluation.prompts={LARGE}"])
+        trainer = Trainer(config, load_backbone(config.model), Scorer(config.rewards))
+        if folder is not None:
+            trainer.adapters.load_state_dict(checkpoint.load(folder)["adapters"])
+        result = evaluate(trainer.backbone, trainer.adapters, "average", trainer.scorer, trainer.test_prompts, config)
+        method, seed = (BASE, None) if folder is None else (config.method, config.seed)
+        for name, value in result.summary().items():
+            row = {"method": method, "seed": seed, "step": None if folder is None else config.total_epochs}
             metric = {"metric": f"heldout_large/{name}", "value": round(value, 6), "settings": {"eval_prompts": LARGE}}
             rows.append(json.dumps({**shared, **row, **metric}) + "\n")
         print(f"evaluated {method} {'' if seed is None else seed}", flush=True)
@@ -75,7 +76,7 @@ def evaluate_again(output: Path) -> None:
 
 def table(rows: list[dict]) -> str:
     """Gain over the base model on the larger held-out set: mean and standard deviation over seeds, per method."""
-    large = [row for row in rows if row["metric"].startswith("heldout_large/") and "stderr" not in row["metric"]]
+    large = [row for row in rows if row["metric"].startswith("heldout_large/") and row["metric"].count("/") == 1]
     base = {row["metric"]: row["value"] for row in large if row["method"] == BASE}
     methods = list(dict.fromkeys(row["method"] for row in large if row["method"] != BASE))
     lines = ["| held-out reward | base | " + " | ".join(methods) + " |", "|---|---|" + "---|" * len(methods)]
@@ -92,7 +93,7 @@ def plot(rows: list[dict], path: Path) -> None:
     """Held-out change against the base model per reward over steps, and the shares of conflicting steps."""
     base = {row["metric"]: row["value"] for row in rows if row["method"] == BASE}
     names = [metric.split("/") for metric in base]
-    rewards = [name[1] for name in names if name[0] == "heldout" and name[-1] != "stderr"]
+    rewards = [name[1] for name in names if name[0] == "heldout" and len(name) == 2]
     figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
     for ax, reward in zip(axes.flat, rewards, strict=False):
         _curves(ax, [row for row in rows if row["metric"] == f"heldout/{reward}"], base[f"heldout/{reward}"])

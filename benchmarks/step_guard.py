@@ -44,10 +44,8 @@ TINY = {
     "steps": 10,
     "tolerance": 1e-3,
     "optimizer": "AdamW",
-    "lr": 1e-3,
-    "prompts": [2, 2, 2],
-    "images": 3,
-    "sampling_steps": 6,
+    "settings": ["optimizer.lr=1e-3", "sources.text.weight=1", "sources.composition.weight=1"]
+    + ["rollout.prompts=6", "rollout.images=3", "rollout.steps=6"],
 }
 COST = {"parameters": sum(a * b for a, b in SHAPES), "tensors": len(SHAPES), "rewards": 5, "rounds": 20}
 
@@ -82,33 +80,27 @@ def toy(seed: int, regime: str) -> Iterator[tuple[str, str, float]]:
 
 def tiny(seed: int) -> Iterator[tuple[str, str, float]]:
     """(form, metric, value) of one seed on the tiny model; cosines are those of the report."""
-    from tiny.model import TinyModel
-    from tiny.rewards import REWARDS as FIVE
-    from trainer.config import Config
-    from trainer.trainer import Trainer, balancing, base_optimizer
+    from backbones.load import load_backbone
+    from rewards.scorer import Scorer
+    from trainer.config import load_config
+    from trainer.optimizer import balancing, base_optimizer
+    from trainer.trainer import Trainer
 
     torch.use_deterministic_algorithms(True)
     trainers, harm, guards, times = {}, defaultdict(no_harm), defaultdict(list), defaultdict(list)
     for form, options in FORMS.items():
         method = "sum" if "balancer" in options else "marble"
-        config = Config(
-            method=method,
-            seed=seed,
-            optimizer="adamw",
-            lr=TINY["lr"],
-            prompts=tuple(TINY["prompts"]),
-            images=TINY["images"],
-            sampling_steps=TINY["sampling_steps"],
-        )
-        trainer = Trainer(config, TinyModel.from_pretrained())
+        config = load_config("tiny", [f"method={method}", f"seed={seed}", "optimizer.name=adamw", *TINY["settings"]])
+        trainer = Trainer(config, load_backbone(config.model), Scorer(config.rewards))
         trainer.optimizer.unwatch()
         base = base_optimizer(list(trainer.adapters.parameters("default").values()), config)
-        everything = {**balancing(config), **options, "track_step": True, "max_grad_norm": config.max_grad_norm}
-        trainer.optimizer = Marble(base, FIVE, model=trainer.model.transformer, **everything)
+        clip = config.optimizer.max_grad_norm
+        everything = {**balancing(config), **options, "track_step": True, "max_grad_norm": clip, "reduction": "sum"}
+        trainer.optimizer = Marble(base, list(config.rewards), model=trainer.backbone.transformer, **everything)
         trainers[form] = trainer
     for _ in range(TINY["steps"]):
         for form, trainer in trainers.items():
-            times[form].append(seconds(trainer.train_step))
+            times[form].append(seconds(trainer.train_epoch))
             report = trainer.optimizer.report
             active = report.active
             guards[form].append(report.guard)

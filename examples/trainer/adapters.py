@@ -78,8 +78,8 @@ class Adapters:
             self._activate(self.names[0])
 
     def _activate(self, name: str | None) -> None:
-        """Switch to an adapter or to none. peft moves ``requires_grad`` along; here it stays with the trained one: FSDP2
-        and Marble look at it."""
+        """Switch to an adapter or to none. peft moves ``requires_grad`` along; here it stays with the trained one, as
+        FSDP2 and Marble look at it."""
         for module in self.transformer.modules():
             if isinstance(module, BaseTunerLayer):
                 module.enable_adapters(name is not None)
