@@ -44,8 +44,7 @@ TINY = {
     "steps": 10,
     "tolerance": 1e-3,
     "optimizer": "AdamW",
-    "settings": ["optimizer.lr=1e-3", "sources.text.weight=1", "sources.composition.weight=1"]
-    + ["rollout.prompts=6", "rollout.images=3", "rollout.steps=6"],
+    "settings": ["optimizer.lr=1e-3", "rollout.prompts=6", "rollout.images=3", "rollout.steps=6", "lora.rank=16"],
 }
 COST = {"parameters": sum(a * b for a, b in SHAPES), "tensors": len(SHAPES), "rewards": 5, "rounds": 20}
 
