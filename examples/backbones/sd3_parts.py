@@ -30,11 +30,14 @@ def load_pipeline(settings: ModelSettings, device: torch.device) -> StableDiffus
         ImportError: a missing package, with the command that installs it.
     """
     _check_settings(settings, device)
-    _check_parts(settings.name)
+    left_out = dict.fromkeys(_check_parts(settings.name))
     try:
         with quiet():
             pipeline = StableDiffusion3Pipeline.from_pretrained(
-                settings.name, torch_dtype={"default": DTYPES[settings.precision], "vae": torch.float32}
+                settings.name,
+                torch_dtype={"default": DTYPES[settings.precision], "vae": torch.float32},
+                # diffusers wants to be told what a saved pipeline was saved without.
+                **left_out,
             )
     except ImportError as error:
         raise ImportError(f"loading {settings.name} needs a package that is missing: {_INSTALL} ({error})") from error
@@ -104,7 +107,8 @@ def _check_settings(settings: ModelSettings, device: torch.device) -> None:
         raise ValueError(f"model.max_tokens must be at most {_MOST_TOKENS}, got {settings.max_tokens}")
 
 
-def _check_parts(name: str) -> None:
+def _check_parts(name: str) -> set[str]:
+    """The parts of a T5 that the pipeline was saved without."""
     index = DiffusionPipeline.load_config(name)
     known = {*_NEEDED, *ENCODERS, *TOKENIZERS}
     present = {part for part in known if (index.get(part) or [None])[0] is not None}
@@ -118,6 +122,7 @@ def _check_parts(name: str) -> None:
             f"{name} lacks {', '.join(sorted(missing))}: save the whole pipeline there with save_pretrained (only "
             "text_encoder_3 with tokenizer_3, the T5, may be left out, as null in model_index.json)"
         )
+    return known - present
 
 
 def _check_schedule(pipeline: StableDiffusion3Pipeline) -> None:
