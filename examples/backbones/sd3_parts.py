@@ -22,8 +22,8 @@ def load_pipeline(settings: ModelSettings, device: torch.device) -> StableDiffus
     """The pipeline ``settings.name``, a hub id or a folder, on the CPU: frozen, in evaluation mode, in
     ``settings.precision``; the VAE in fp32.
 
-    The VAE's configuration asks for fp32 (``force_upcast``) and DiffusionNFT's code keeps it so; at 84 M parameters and
-    one pass per image it costs little, and images then do not depend on the precision of the rest.
+    The VAE's configuration asks for fp32 (``force_upcast``; the pipeline itself does not look at it) and DiffusionNFT's
+    code keeps its weights so. At 84 M parameters and one pass per image that costs little, and nothing can overflow.
 
     Raises:
         ValueError: settings that this model or device cannot serve, a folder that lacks a part.

@@ -66,6 +66,7 @@ def test_sampling_and_decoding_equal_the_pipelines_call(
     images = backbone.decode(backbone.sample(backbone.encode(PROMPTS), start, 5, guidance=guidance))
     assert images.shape == (3, 3, side, side)
     assert images.dtype == torch.float32
+    assert images.is_contiguous()
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
     assert expected.std() > 0.1
     assert (expected[0] - expected[2]).abs().mean() > 0.05
@@ -104,6 +105,15 @@ def test_encoding_is_the_pipelines_and_keeps_the_order(
     assert torch.equal(turned["sequence"].flip(0), found["sequence"])
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_an_embedding_does_not_depend_on_what_it_is_encoded_with(tiny_sd3: Path, precision: str) -> None:
+    """Bit for bit: a resumed run, which has other prompts in its cache, continues as the unbroken one."""
+    together = load(tiny_sd3, precision=precision).encode(PROMPTS)
+    for i, prompt in enumerate(PROMPTS):
+        alone = load(tiny_sd3, precision=precision).encode([prompt])
+        assert all(torch.equal(alone[name][0], together[name][i]) for name in together)
+
+
 def test_a_pipeline_without_its_t5_works(tmp_path: Path) -> None:
     backbone = load(make(tmp_path / "sd3", t5=False))
     conditioning = backbone.encode(PROMPTS)
@@ -118,6 +128,7 @@ def test_half_precision_end_to_end(tiny_sd3: Path, backbone: SD3Backbone) -> Non
     assert half.vae.dtype == torch.float32
     conditioning = half.encode(PROMPTS)
     assert conditioning["sequence"].dtype == torch.bfloat16
+    assert half.velocity(noise(half), torch.rand(3), conditioning).dtype == torch.float32
     latents = half.sample(repeat(conditioning, 2), noise(half, 6), 3, solver="dpm2", guidance=2.0)
     expected = backbone.sample(repeat(backbone.encode(PROMPTS), 2), noise(half, 6), 3, solver="dpm2", guidance=2.0)
     assert latents.dtype == torch.float32
@@ -152,6 +163,8 @@ def test_text_encoders_visit_the_device_only_while_prompts_are_encoded(
     moved.clear()
     backbone.encode(PROMPTS)
     assert not moved, "known prompts move nothing"
+    load(tiny_sd3, offload_text_encoders=False).encode(PROMPTS)
+    assert not moved, "encoders that live on the device stay there"
 
 
 def test_weights_come_home_after_an_error(tiny_sd3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
