@@ -90,7 +90,10 @@ def main() -> None:
         plan = replace(plan, resolution=arguments.resolution)
     precision = arguments.precision or ("bf16" if arguments.device == "cuda" else "no")
     name = arguments.size or Path(source).name
-    rows = benchmark(source, name, plan, arguments.device, precision, arguments.checkpointing)
+    try:
+        rows = benchmark(source, name, plan, arguments.device, precision, arguments.checkpointing)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
     print(table(rows))
     if arguments.store:
         store(rows, FILE, _key)

@@ -6,7 +6,7 @@
 What is written loads as the real weights do, through `StableDiffusion3Pipeline.from_pretrained`. The images mean
 nothing, but they vary with the noise and the prompt. `medium` has the transformer and the VAE of SD3.5 Medium and text
 encoders of the real widths, the T5 with 2 of its 24 layers; its tokenizers are the small ones. Parts are made and
-written one after the other: `medium` needs some 8 GB of memory.
+written one after the other: `medium` needs some 9 GB of memory.
 """
 
 import argparse

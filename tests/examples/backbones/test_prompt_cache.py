@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from backbones.prompt_cache import PromptCache
 
@@ -161,6 +162,20 @@ def test_two_processes_may_write_the_same_files(tmp_path: Path) -> None:
     assert len(files) == 100
     assert all(path.suffix == ".safetensors" and not path.name.startswith(".") for path in files), "no leftovers"
     assert equal(PromptCache(lambda texts: 1 / 0, "model 4", tmp_path)(names), vectors(names))
+
+
+def test_a_file_may_be_written_by_another_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = iter([PromptCache(vectors, "model", tmp_path)])
+
+    def save(entry: dict, path: Path, metadata: dict) -> None:
+        save_file(entry, path, metadata=metadata)
+        for other in others:
+            other(["a"])
+
+    monkeypatch.setattr("backbones.prompt_cache.save_file", save)
+    assert equal(PromptCache(vectors, "model", tmp_path)(["a"]), vectors(["a"]))
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
+    assert equal(PromptCache(lambda texts: 1 / 0, "model", tmp_path)(["a"]), vectors(["a"]))
 
 
 def test_a_failed_write_leaves_nothing_behind(counting: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

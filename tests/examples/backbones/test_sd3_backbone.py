@@ -66,7 +66,6 @@ def test_sampling_and_decoding_equal_the_pipelines_call(
     images = backbone.decode(backbone.sample(backbone.encode(PROMPTS), start, 5, guidance=guidance))
     assert images.shape == (3, 3, side, side)
     assert images.dtype == torch.float32
-    assert images.is_contiguous()
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
     assert expected.std() > 0.1
     assert (expected[0] - expected[2]).abs().mean() > 0.05
@@ -82,6 +81,7 @@ def test_decoding_in_slices_changes_nothing(tiny_sd3: Path, backbone: SD3Backbon
     latents = noise(backbone, 5)
     whole = load(tiny_sd3, decode_batch=5).decode(latents)
     torch.testing.assert_close(backbone.decode(latents), whole, rtol=0, atol=1e-5)
+    assert whole.is_contiguous(), "what the VAE returns has its channels last"
     assert whole.min() >= 0
     assert whole.max() <= 1
 
