@@ -4,7 +4,8 @@
     python benchmarks/gpu_check.py --quick            tests and kernels only
 
 Each part runs in a process of its own and its output is kept in results/gpu_check/; the exit status is that of the
-tests. Rows go to results/kernels.jsonl and results/step_cost.jsonl, and a table of all parts is printed last.
+tests. Rows go to results/kernels.jsonl, results/step_cost.jsonl and results/sd35_epoch.jsonl, and a table of all parts
+is printed last. The epoch writes a pipeline with random weights to runs/medium-sd3 first (8 GB).
 """
 
 import argparse
@@ -29,6 +30,7 @@ PARTS = {
         *("--checkpointing", "--rewards", "5"),
     ],
     "parts of a micro-step": ["benchmarks/step_cost_parts.py", "--model", "sd35", "--device", "cuda"],
+    "an epoch, SD3.5 Medium": ["benchmarks/sd35_epoch.py", "--size", "medium", "--device", "cuda", "--store"],
 }
 QUICK = ("GPU tests", "all other tests of the kernels", "kernels")
 

@@ -25,6 +25,8 @@ def scheduler_of(solver: str, steps: int, shift: float) -> Scheduler:
     else:
         raise ValueError(f"solver must be one of {SOLVERS}, got {solver!r}")
     scheduler.set_timesteps(steps)
+    # Else the first step looks its place up by the timestep, which DPM-Solver rounds: two may be the same.
+    scheduler.set_begin_index(0)
     return scheduler
 
 

@@ -1,0 +1,103 @@
+"""The parts of a Stable Diffusion 3.5 pipeline in two sizes, without weights."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+from .tokenizers import clip_tokenizer, t5_tokenizer
+
+# transformer/config.json, vae/config.json, text_encoder*/config.json of stabilityai/stable-diffusion-3.5-medium.
+MEDIUM = {
+    "transformer": {
+        "sample_size": 128,
+        "num_layers": 24,
+        "attention_head_dim": 64,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 4096,
+        "caption_projection_dim": 1536,
+        "pooled_projection_dim": 2048,
+        "pos_embed_max_size": 384,
+        "dual_attention_layers": tuple(range(13)),
+    },
+    "vae": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32},
+    "clip": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"},
+    "clip_2": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20, "hidden_act": "gelu"},
+    "clip_vocabulary": 49408,
+    "t5": {"d_model": 4096, "d_ff": 10240, "num_layers": 2, "num_heads": 64, "d_kv": 64, "vocab_size": 32128},
+}
+TINY = {
+    "transformer": {
+        "sample_size": 8,
+        "num_layers": 3,
+        "attention_head_dim": 16,
+        "num_attention_heads": 4,
+        "joint_attention_dim": 80,
+        "caption_projection_dim": 64,
+        "pooled_projection_dim": 56,
+        "pos_embed_max_size": 8,
+        "dual_attention_layers": (0, 1),
+    },
+    "vae": {"block_out_channels": (16, 16, 32, 32), "layers_per_block": 1, "norm_num_groups": 8},
+    "clip": {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_act": "quick_gelu"},
+    "clip_2": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_act": "gelu"},
+    "clip_vocabulary": 1024,
+    "t5": {"d_model": 80, "d_ff": 96, "num_layers": 2, "num_heads": 2, "d_kv": 16, "vocab_size": 512},
+}
+
+
+def parts(spec: dict) -> dict[str, Callable[[], object]]:
+    """What makes each part of :data:`MEDIUM` or :data:`TINY`; networks are made on the meta device."""
+    words = spec["clip_vocabulary"]
+    return {
+        "tokenizer": lambda: clip_tokenizer(1024),
+        "tokenizer_2": lambda: clip_tokenizer(1024),
+        "tokenizer_3": lambda: t5_tokenizer(512),
+        "scheduler": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "text_encoder": lambda: _clip(words, **spec["clip"]),
+        "text_encoder_2": lambda: _clip(words, **spec["clip_2"]),
+        "text_encoder_3": lambda: _on_meta(
+            lambda: T5EncoderModel(T5Config(feed_forward_proj="gated-gelu", dropout_rate=0.0, **spec["t5"]))
+        ),
+        "vae": lambda: _on_meta(
+            lambda: AutoencoderKL(
+                latent_channels=16,
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                sample_size=8 * spec["transformer"]["sample_size"],
+                scaling_factor=1.5305,
+                shift_factor=0.0609,
+                force_upcast=True,
+                use_quant_conv=False,
+                use_post_quant_conv=False,
+                **spec["vae"],
+            )
+        ),
+        "transformer": lambda: _on_meta(
+            lambda: SD3Transformer2DModel(
+                patch_size=2, in_channels=16, out_channels=16, qk_norm="rms_norm", **spec["transformer"]
+            )
+        ),
+    }
+
+
+def _clip(vocabulary: int, hidden_size: int, **options: object) -> nn.Module:
+    tokenizer = clip_tokenizer(1024)
+    config = CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        projection_dim=hidden_size,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **options,
+    )
+    return _on_meta(lambda: CLIPTextModelWithProjection(config))
+
+
+def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    with torch.device("meta"):
+        return build()

@@ -1,0 +1,11 @@
+from pathlib import Path
+
+import pytest
+
+from make_sd3 import make
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved SD3.5 pipeline with random weights; not to be changed."""
+    return make(tmp_path_factory.mktemp("sd3") / "tiny")
