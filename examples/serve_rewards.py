@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 try:
@@ -25,7 +26,7 @@ except ImportError as error:
     raise SystemExit(f"error: {error}; a reward server needs: pip install fastapi uvicorn") from error
 from reward_server.batching import Batcher
 from reward_server.client import TOKEN_VARIABLE, check_token, is_loopback, token_of_environment
-from reward_server.limits import Limits
+from reward_server.limits import MIB, Limits
 from reward_server.settings import from_yaml, with_options
 from rewards.registry import RewardSettings, build
 
@@ -54,12 +55,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         settings = settings_of(arguments)
-        token = token_of(arguments)
+        limits = limits_of(arguments)
         listener = listen(arguments.host, arguments.port)
+        token = token_of(arguments, listener.getsockname()[0])
         batchers = {name: load(name, chosen, arguments) for name, chosen in settings.items()}
     except (ValueError, ImportError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-    limits = Limits(queue=arguments.queue, body=arguments.max_body << 20, images=arguments.max_images)
     config = uvicorn.Config(
         create_app(batchers, token, limits),
         http="h11",
@@ -102,12 +103,23 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, RewardSettings]:
     return with_options(settings, arguments.options)
 
 
-def token_of(arguments: argparse.Namespace) -> str | None:
+def limits_of(arguments: argparse.Namespace) -> Limits:
+    """The limits, with room for the bodies that are allowed."""
+    for name in ("queue", "max_body", "max_images"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
+    body, usual = arguments.max_body * MIB, Limits()
+    decoded = max(usual.decoded, body)
+    memory = max(usual.memory, 2 * decoded)
+    return replace(usual, queue=arguments.queue, body=body, images=arguments.max_images, decoded=decoded, memory=memory)
+
+
+def token_of(arguments: argparse.Namespace, address: str) -> str | None:
     """The token, from the file or the environment; ``ValueError`` where the address needs one and there is none."""
     token = arguments.token_file.read_text() if arguments.token_file else token_of_environment()
     if token is not None:
         return check_token(token)
-    if not is_loopback(arguments.host):
+    if not is_loopback(address):
         raise ValueError(
             f"{arguments.host} can be reached from other machines, so a token is needed: "
             f"export {TOKEN_VARIABLE}=$(python -c 'import secrets; print(secrets.token_urlsafe())') "
@@ -118,13 +130,15 @@ def token_of(arguments: argparse.Namespace) -> str | None:
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket bound to the address: taken before the rewards are loaded, so that a taken port shows at once."""
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from error
+        raise OSError(
+            f"cannot listen on {host}, port {port}: {error.strerror}; choose another --host or --port"
+        ) from error
     return listener
 
 
@@ -152,6 +166,13 @@ def introduction(
     return f"serving {', '.join(settings)} on {url}, {'with a token' if token else 'no token needed'}\n{example}"
 
 
+def port(text: str) -> int:
+    """A port, from the command line."""
+    if not 0 <= (number := int(text)) < 2**16:
+        raise ValueError
+    return number
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -165,7 +186,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--batch-size", type=int, help="images that requests are joined to (default: 16)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=18085, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--port", type=port, default=18085, help="0 takes a free one (default: %(default)s)")
     parser.add_argument("--token-file", type=Path, help=f"file with the token (default: {TOKEN_VARIABLE})")
     parser.add_argument("--tls-certificate", help="PEM file; the server then speaks https")
     parser.add_argument("--tls-key", help="PEM file")

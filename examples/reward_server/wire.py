@@ -172,6 +172,8 @@ def _base64(index: int, text: str) -> bytes:
 def _png_size(index: int, file: bytes) -> tuple[int, int]:
     if len(file) < 33 or file[:8] != b"\x89PNG\r\n\x1a\n" or file[12:16] != b"IHDR":
         raise Refused(400, f"image {index} is not a PNG file")
+    if not file.endswith(b"IEND\xaeB`\x82"):  # PIL takes a file without its end, if the pixels are there
+        raise Refused(400, f"image {index} is a truncated PNG file, or has something behind its end")
     width, height, depth, colour = struct.unpack(">IIBB", file[16:26])
     if depth != 8 or colour not in (0, 2):
         raise Refused(422, f"image {index} must be an 8-bit RGB or grey PNG, without alpha or palette")
