@@ -47,8 +47,9 @@ class Batcher:
         self._thread.start()
 
     def __len__(self) -> int:
-        """How many requests wait."""
-        return len(self._jobs)
+        """How many requests wait for their turn."""
+        with self._changed:
+            return sum(not job.answer.cancelled() for job in self._jobs)
 
     def check_room(self) -> None:
         """Refuse with 503 where the queue is full or closed."""

@@ -36,7 +36,7 @@ async def read_body(request: Request, limits: Limits, share: Share) -> bytes:
 class Drain:
     """Reads, and forgets, what is left of a body before an early answer goes out.
 
-    A connection closed on a client that still sends would lose the answer. A body that is much longer than
+    A connection closed on a client that still sends would lose the answer. A body longer than twice
     ``limits.body`` or slower than ``limits.upload_seconds``, or one that waits for 100-continue, is not awaited: the
     connection is closed.
     """
@@ -62,8 +62,8 @@ class Drain:
         async def drained() -> bool:
             if not started and b"expect" in headers:
                 return False
-            left = self.limits.body
-            if int(headers.get(b"content-length", 0)) > 2 * left:
+            left = 2 * self.limits.body
+            if int(headers.get(b"content-length", 0)) > left:
                 return False
             with anyio.move_on_after(self.limits.upload_seconds):
                 while not at_end and left > 0:

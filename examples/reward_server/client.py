@@ -87,10 +87,10 @@ class Connection:
 
 def check_url(url: str) -> str:
     """The address without a slash at its end; ``ValueError`` says what is wrong with it."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # of parts.port
+    except ValueError:  # of brackets and ports
         valid = False
     if not valid or any(character.isspace() for character in url):
         raise ValueError(f"{url!r} is not the address of a reward server: write http://host:port or https://host:port")

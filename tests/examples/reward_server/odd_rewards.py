@@ -1,7 +1,9 @@
-"""Rewards that do what rewards should not do, and some that are merely slow or exact."""
+"""Rewards that do what rewards should not do, and some that are merely exact or held."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,15 +33,19 @@ def picky(images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) 
     return mean(images, prompts, metadata)
 
 
-class Slow:
-    """``mean`` after some seconds; remembers the number of images of each call."""
+class Held:
+    """``mean``, once released; remembers the number of images of each call."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.calls = seconds, []
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self._released = threading.Event()
+
+    def release(self) -> None:
+        self._released.set()
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         self.calls.append(len(images))
-        time.sleep(self.seconds)
+        self._released.wait(60)
         return mean(images, prompts, metadata)
 
 
@@ -47,9 +53,16 @@ def factory(reward: Reward) -> Callable[[RewardSettings], Reward]:
     return lambda settings: reward
 
 
-def slow(settings: RewardSettings) -> Reward:
-    return Slow(settings.options["seconds"])
+def held_by_file(settings: RewardSettings) -> Reward:
+    """``mean``, once the file exists that the option names."""
+
+    def reward(images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
+        while not Path(settings.options["until"]).exists():
+            time.sleep(0.01)
+        return mean(images, prompts, metadata)
+
+    return reward
 
 
 exact, choosy = factory(mean), factory(picky)
-FACTORIES.update({"mean": "odd_rewards:exact", "picky": "odd_rewards:choosy", "slow": "odd_rewards:slow"})
+FACTORIES.update({"mean": "odd_rewards:exact", "picky": "odd_rewards:choosy", "held": "odd_rewards:held_by_file"})

@@ -16,7 +16,7 @@ import numpy as np
 import requests
 import torch
 import uvicorn
-from odd_rewards import Slow, mean
+from odd_rewards import Held, mean
 
 from reward_server import wire
 from reward_server.app import create_app
@@ -64,8 +64,8 @@ def served(
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         for reward in rewards.values():
-            if isinstance(reward, Slow):
-                reward.seconds = 0.0
+            if isinstance(reward, Held):
+                reward.release()
         server.should_exit = True
         thread.join(20)
 

@@ -6,14 +6,14 @@ from concurrent.futures import Future, wait
 
 import pytest
 import torch
-from odd_rewards import Slow, mean, picky
+from odd_rewards import Held, mean, picky
 from serving import batch, expected, wait_for
 
 from reward_server.batching import Batcher
 from reward_server.limits import Refused
 
 
-def busy_with(batcher: Batcher, reward: Slow) -> Future:
+def busy_with(batcher: Batcher, reward: Held) -> Future:
     """Occupy the thread; what is submitted now waits."""
     first = batcher.submit(batch(1))
     wait_for(lambda: reward.calls)
@@ -21,36 +21,41 @@ def busy_with(batcher: Batcher, reward: Slow) -> Future:
 
 
 def test_waiting_requests_are_joined_up_to_the_batch_size_and_split_again() -> None:
-    reward = Slow(0.2)
-    batcher = Batcher("slow", reward, batch_size=8)
+    reward = Held()
+    batcher = Batcher("held", reward, batch_size=8)
     busy_with(batcher, reward)
     sent = [batch(3, seed=i) for i in range(5)]
     answers = [batcher.submit(part) for part in sent]
+    reward.release()
     assert [answer.result(10) for answer in answers] == [expected(part) for part in sent]
     assert reward.calls == [1, 6, 6, 3]
 
 
 def test_requests_that_arrive_within_the_window_are_joined() -> None:
-    reward = Slow(0.0)
-    batcher = Batcher("slow", reward, batch_size=4, window=5.0)
-    wait([batcher.submit(batch(1)), batcher.submit(batch(1)), batcher.submit(batch(2))], timeout=4)
+    reward = Held()
+    reward.release()
+    batcher = Batcher("held", reward, batch_size=4, window=30.0)
+    wait([batcher.submit(batch(1)), batcher.submit(batch(1)), batcher.submit(batch(2))], timeout=20)
     assert reward.calls == [4]
 
 
 def test_a_request_above_the_batch_size_goes_alone_and_whole() -> None:
-    reward = Slow(0.1)
-    batcher = Batcher("slow", reward, batch_size=4)
+    reward = Held()
+    batcher = Batcher("held", reward, batch_size=4)
     busy_with(batcher, reward)
-    wait([batcher.submit(batch(2)), batcher.submit(batch(9)), batcher.submit(batch(2))], timeout=10)
+    answers = [batcher.submit(batch(2)), batcher.submit(batch(9)), batcher.submit(batch(2))]
+    reward.release()
+    wait(answers, timeout=10)
     assert reward.calls == [1, 4, 9]
 
 
 def test_images_of_different_sizes_are_never_joined() -> None:
-    reward = Slow(0.1)
-    batcher = Batcher("slow", reward, batch_size=16)
+    reward = Held()
+    batcher = Batcher("held", reward, batch_size=16)
     busy_with(batcher, reward)
     sent = [batch(1, size) for size in (8, 9, 8, 9, 10)]
     answers = [batcher.submit(part) for part in sent]
+    reward.release()
     assert [answer.result(10) for answer in answers] == [expected(part) for part in sent]
     assert reward.calls == [1, 2, 2, 1]
 
@@ -74,30 +79,35 @@ def test_a_bad_request_fails_alone() -> None:
 
 
 def test_a_full_queue_refuses_until_there_is_room() -> None:
-    reward = Slow(0.2)
-    batcher = Batcher("slow", reward, batch_size=1, queue=2)
+    reward = Held()
+    batcher = Batcher("held", reward, batch_size=1, queue=2)
     busy_with(batcher, reward)
     waiting = [batcher.submit(batch(1)), batcher.submit(batch(1))]
-    with pytest.raises(Refused, match="2 requests wait for 'slow' already; try again"):
+    with pytest.raises(Refused, match="2 requests wait for 'held' already; try again"):
         batcher.submit(batch(1))
     waiting[0].cancel()
-    batcher.submit(batch(1)).result(10)
+    assert len(batcher) == 1
+    last = batcher.submit(batch(1))
+    reward.release()
+    assert last.result(10) == expected(batch(1))
 
 
 def test_a_cancelled_request_costs_nothing() -> None:
-    reward = Slow(0.1)
-    batcher = Batcher("slow", reward, batch_size=1)
+    reward = Held()
+    batcher = Batcher("held", reward, batch_size=1)
     busy_with(batcher, reward)
     cancelled, kept = batcher.submit(batch(3)), batcher.submit(batch(2))
     cancelled.cancel()
+    reward.release()
     kept.result(10)
     assert reward.calls == [1, 2]
 
 
 def test_closing_finishes_what_waits_and_takes_no_more() -> None:
-    reward = Slow(0.05)
-    batcher = Batcher("slow", reward, batch_size=1)
+    reward = Held()
+    batcher = Batcher("held", reward, batch_size=1)
     answers = [batcher.submit(batch(1, seed=i)) for i in range(4)]
+    threading.Timer(0.1, reward.release).start()
     batcher.close(10)
     assert all(answer.done() and len(answer.result()) == 1 for answer in answers)
     with pytest.raises(Refused, match="stopping"):
