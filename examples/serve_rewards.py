@@ -22,6 +22,7 @@ try:
     import uvicorn
 
     from reward_server.app import SHUTDOWN_SECONDS, create_app
+    from reward_server.connection import Connection
 except ImportError as error:
     raise SystemExit(f"error: {error}; a reward server needs: pip install fastapi uvicorn") from error
 from reward_server.batching import Batcher
@@ -63,7 +64,7 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from error
     config = uvicorn.Config(
         create_app(batchers, token, limits),
-        http="h11",
+        http=Connection,
         ws="none",
         log_config=None,
         log_level="info" if arguments.verbose else "warning",

@@ -44,8 +44,9 @@ def create_app(batchers: Mapping[str, Batcher], token: str | None, limits: Limit
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        deadline = time.monotonic() + SHUTDOWN_SECONDS
         for batcher in batchers.values():
-            await anyio.to_thread.run_sync(batcher.close, SHUTDOWN_SECONDS)
+            await anyio.to_thread.run_sync(batcher.close, max(0.0, deadline - time.monotonic()))
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.add_middleware(Drain, limits=limits)

@@ -19,20 +19,17 @@ import base64
 import io
 import json
 import math
-import struct
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
-from PIL import Image
 
+from .files import decode_pngs, encode_png, unpack_npz
 from .limits import Limits, Refused
 
 PROTOCOL = 1
 JSON, NPZ = "application/json", "application/x-npz"
-MEMBERS = {"images.npy", "request.npy"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ def encode(batch: Batch, content_type: str) -> bytes:
     texts = {"prompts": batch.prompts, "metadata": batch.metadata}
     try:
         if content_type == JSON:
-            images = [base64.b64encode(_png(image)).decode() for image in batch.images]
+            images = [base64.b64encode(encode_png(image)).decode() for image in batch.images]
             return json.dumps({"images": images, **texts}, allow_nan=False).encode()
         text = json.dumps(texts, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -67,16 +64,10 @@ def decode(body: bytes, content_type: str, limits: Limits) -> Batch:
     if content_type == JSON:
         fields = _fields(body, limits, required={"images", "prompts"})
         batch = _texts(fields, limits)
-        images = _pngs(fields["images"], limits)
+        images = decode_pngs(fields["images"], limits)
     else:
-        arrays = _npz(body, limits)
-        images, text = arrays["images.npy"], arrays["request.npy"]
-        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-            raise Refused(422, f"images must be uint8 [B, H, W, 3], got {images.dtype} {list(images.shape)}")
-        if text.dtype.kind != "U" or text.ndim:
-            raise Refused(422, f"request must be one string, got {text.dtype} {list(text.shape)}")
-        batch = _texts(_fields(_utf8(str(text)), limits, required={"prompts"}), limits)
-        _check_images(*images.shape[:3], limits)
+        images, text = unpack_npz(body, limits)
+        batch = _texts(_fields(_utf8(text), limits, required={"prompts"}), limits)
     if not len(images) == len(batch[0]) == len(batch[1]):
         raise Refused(
             422, f"{len(images)} images, {len(batch[0])} prompts and {len(batch[1])} metadata: give B of each"
@@ -138,108 +129,6 @@ def _texts(fields: dict[str, Any], limits: Limits) -> tuple[list[str], list[dict
     return prompts, metadata
 
 
-def _pngs(files: Any, limits: Limits) -> np.ndarray:
-    """Decode PNG files. All headers are read, and checked, before the first pixel is decoded."""
-    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
-        raise Refused(422, "images must be a list of base64 strings")
-    _check_images(len(files), 1, 1, limits)
-    data = [_base64(i, file) for i, file in enumerate(files)]
-    sizes = [_png_size(i, file) for i, file in enumerate(data)]
-    if len(set(sizes)) > 1:
-        found = ", ".join(f"{width} x {height}" for width, height in sorted(set(sizes))[:5])
-        raise Refused(422, f"the images of a request must have one size, these have {found}")
-    width, height = sizes[0]
-    _check_images(len(files), height, width, limits)
-    images = np.empty((len(files), height, width, 3), np.uint8)
-    for i, file in enumerate(data):
-        try:
-            with Image.open(io.BytesIO(file), formats=["PNG"]) as image:
-                if image.size != (width, height):
-                    raise ValueError("two headers")
-                images[i] = np.asarray(image.convert("RGB"))
-        except Exception as error:  # what a damaged file raises differs from chunk to chunk
-            raise Refused(400, f"image {i} is a damaged PNG: {error}") from None
-    return images
-
-
-def _base64(index: int, text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise Refused(400, f"image {index} is not base64: {error}") from None
-
-
-def _png_size(index: int, file: bytes) -> tuple[int, int]:
-    if len(file) < 33 or file[:8] != b"\x89PNG\r\n\x1a\n" or file[12:16] != b"IHDR":
-        raise Refused(400, f"image {index} is not a PNG file")
-    if not file.endswith(b"IEND\xaeB`\x82"):  # PIL takes a file without its end, if the pixels are there
-        raise Refused(400, f"image {index} is a truncated PNG file, or has something behind its end")
-    width, height, depth, colour = struct.unpack(">IIBB", file[16:26])
-    if depth != 8 or colour not in (0, 2):
-        raise Refused(422, f"image {index} must be an 8-bit RGB or grey PNG, without alpha or palette")
-    return width, height
-
-
-def _npz(body: bytes, limits: Limits) -> dict[str, np.ndarray]:
-    """The members of an NPZ file; sizes, types and shapes are read, and checked, before an array is made."""
-    # The end record of a zip file without a comment, not of the zip64 kind. ZipFile would read a directory of any size.
-    signature, entries, directory = struct.unpack("<4s6xHI6x", body[-22:].rjust(22, b"\0"))
-    if signature != b"PK\5\6" or body[-42:-38] == b"PK\6\7":
-        raise Refused(400, "not an NPZ file as numpy.savez writes it, or the end of one is missing")
-    if entries != len(MEMBERS) or directory > 4096:
-        raise Refused(422, "the NPZ must hold the arrays images and request, and nothing else")
-    try:
-        with zipfile.ZipFile(io.BytesIO(body)) as file:
-            members = {entry.filename: entry for entry in file.infolist()}
-            if set(members) != MEMBERS:
-                raise Refused(422, f"the NPZ must hold the arrays images and request, got {sorted(members)}")
-            if sum(entry.file_size for entry in members.values()) > limits.decoded:
-                raise Refused(413, f"the NPZ unpacks to more than {limits.decoded} bytes")
-            return {name: _array(name, _unpacked(file, entry)) for name, entry in members.items()}
-    except Refused:
-        raise
-    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for damaged files
-        raise Refused(400, f"not a readable NPZ file: {error}") from None
-
-
-def _unpacked(file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise Refused(422, "the NPZ must be stored or deflated, as numpy writes it")
-    # With a size, unlike without one, read() unpacks no more than that: the size in the directory may be a lie.
-    with file.open(entry) as member:
-        return member.read(entry.file_size)
-
-
-def _array(name: str, data: bytes) -> np.ndarray:
-    """The array in an npy file, whose header could promise any size."""
-    file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise Refused(400, f"{name}: npy version {version} is not read here")
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(file)
-    if dtype.kind not in "uU":
-        raise Refused(
-            422, f"{name} has the type {dtype}; images must be uint8, request a string, objects are never read"
-        )
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
-        raise Refused(400, f"{name}: its header says {list(shape)} {dtype}, its size is another")
-    return np.load(io.BytesIO(data), allow_pickle=False)
-
-
-def _check_images(count: int, height: int, width: int, limits: Limits) -> None:
-    if not (count and height and width):
-        raise Refused(422, f"{count} images of {height} x {width}: nothing to score")
-    if count > limits.images:
-        raise Refused(413, f"{count} images; send at most {limits.images} per request")
-    if height * width > limits.pixels:
-        raise Refused(413, f"images of {height} x {width} pixels; at most {limits.pixels} pixels are taken")
-    if 3 * count * height * width > limits.decoded:
-        raise Refused(
-            413, f"{count} images of {height} x {width} decode to more than {limits.decoded} bytes; send fewer"
-        )
-
-
 def _within(value: Any, depth: int) -> bool:
     if isinstance(value, dict | list):
         children = value.values() if isinstance(value, dict) else value
@@ -262,9 +151,3 @@ def _finite(digits: str) -> float:
     if math.isinf(value := float(digits)):
         raise ValueError(f"{digits[:40]} is beyond the range of a double")
     return value
-
-
-def _png(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", compress_level=1)
-    return file.getvalue()

@@ -153,6 +153,8 @@ def _npz_cases(good: bytes, damaged: bytes) -> dict[str, Any]:
         "a further array": (422, npz(more=np.zeros(1))),
         "another name": (422, zipped(npy(np.zeros(1)), more={"images2.npy": b""})),
         "many entries": (422, lambda: crowded_zip(2000)),
+        "characters beyond Unicode": (400, zipped(npy(batch().images), request=npy_header((), "<U1") + b"\xff" * 4)),
+        "a surrogate in NPZ": (422, zipped(npy(batch().images), request=npy_header((), "<U1") + b"\0\xd8\0\0")),
         "two requests": (422, npz(request=["{}", "{}"])),
         "a request that is not JSON": (400, npz(request="{")),
         "a request with NaN": (400, npz(request='{"prompts": ["a", "a"], "metadata": [{"x": NaN}, {}]}')),

@@ -2,12 +2,21 @@
 
 import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import torch
+
+from rewards.registry import RewardSettings
+from rewards.remote import RemoteReward
+
+FAST = {"backoff": 0.001}
+IMAGES = torch.rand(2, 3, 8, 8)
+INPUTS = IMAGES, ["a", "b"], [{}, {}]
 HEALTH = {
     "protocol": 1,
     "rewards": ["mean"],
@@ -80,3 +89,12 @@ def fake_server(images: int = 2) -> Iterator[FakeServer]:
         server.ended.set()
         server.shutdown()
         server.server_close()
+
+
+def remote(url: str, batch_size: int = 16, **options: Any) -> RemoteReward:
+    return RemoteReward(url, "mean", RewardSettings(url=url, batch_size=batch_size, options={**FAST, **options}))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]

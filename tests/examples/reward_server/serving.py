@@ -21,6 +21,7 @@ from odd_rewards import Held, mean
 from reward_server import wire
 from reward_server.app import create_app
 from reward_server.batching import Batcher
+from reward_server.connection import Connection
 from reward_server.limits import Limits
 from rewards.interface import Reward
 
@@ -55,7 +56,7 @@ def served(
     batchers = {
         name: Batcher(name, reward, options.get("batch_size", 16), limits.queue) for name, reward in rewards.items()
     }
-    config = uvicorn.Config(create_app(batchers, token, limits), http="h11", ws="none", log_level="error")
+    config = uvicorn.Config(create_app(batchers, token, limits), http=Connection, ws="none", log_level="error")
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

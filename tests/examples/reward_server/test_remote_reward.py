@@ -1,40 +1,16 @@
 """The client: what it tries again, what it raises, what it gives up as NaN."""
 
 import email.utils
-import socket
 import time
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from fake_server import HEALTH, FakeServer, fake_server
+from fake_server import IMAGES, INPUTS, FakeServer, free_port, remote
 from serving import served
 
-from reward_server.client import check_url
 from reward_server.limits import Limits
-from rewards.registry import RewardSettings, build
-from rewards.remote import RemoteReward
-
-FAST = {"backoff": 0.001}
-IMAGES = torch.rand(2, 3, 8, 8)
-INPUTS = IMAGES, ["a", "b"], [{}, {}]
-
-
-def remote(url: str, batch_size: int = 16, **options: Any) -> RemoteReward:
-    return RemoteReward(url, "mean", RewardSettings(url=url, batch_size=batch_size, options={**FAST, **options}))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with fake_server() as server:
-        yield server
 
 
 @pytest.mark.parametrize("step", ["drop", "hang", 408, 429, 502, 503, 504])
@@ -202,68 +178,6 @@ def test_requests_fit_the_limits_of_the_server() -> None:
         remote(url)(images, *texts)
 
 
-def test_nobody_there_at_the_start_raises() -> None:
-    with pytest.raises(ConnectionError, match=r"nobody answers .*4 attempts.* start it with .*serve_rewards.py mean"):
-        remote(f"http://127.0.0.1:{free_port()}")
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"rewards": ["ocr", "clipscore"]}, "no such reward, it has ocr, clipscore"),
-        ({"authorized": False}, "set the environment variable MARBLE_REWARD_TOKEN"),
-        ({"protocol": 2}, "no reward server of protocol 1"),
-    ],
-)
-def test_a_server_that_cannot_serve_this_reward_is_refused_at_the_start(
-    server: FakeServer, change: dict[str, Any], words: str
-) -> None:
-    server.health = {**HEALTH, **change}
-    with pytest.raises(ValueError, match=words):
-        remote(server.url)
-
-
-@pytest.mark.parametrize("health", [b"<html>", [], {"status": "ok"}])
-def test_another_server_is_refused_at_the_start(server: FakeServer, health: Any) -> None:
-    server.health = health
-    with pytest.raises(ValueError, match="no reward server"):
-        remote(server.url)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        *("localhost:18085", "127.0.0.1", "ftp://a", "http://", "http://:80", "http://a:99999", "http://a:x", "//a"),
-        *("http://user:secret@a", "http://a?x=1", "http://a#x", "http://[::1", "http://a:0", "http://a b"),
-    ],
-)
-def test_an_address_is_checked_first(url: str) -> None:
-    with pytest.raises(ValueError, match="http"):
-        check_url(url)
-
-
-def test_addresses_may_have_a_path_and_a_slash() -> None:
-    assert check_url("https://host/rewards/") == "https://host/rewards"
-    assert check_url("http://[::1]:18085") == "http://[::1]:18085"
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"model": "/weights"}, "takes the options timeout.*; model go to its server"),
-        ({"timeout": 0}, "timeout must be a number above 0"),
-        ({"timeout": "60"}, "timeout must be a number"),
-        ({"retries": -1}, "retries must be a number from 0"),
-        ({"retries": 1.5}, "retries must be an integer"),
-        ({"backoff": float("nan")}, "backoff must be a number from 0"),
-        ({"format": "pickle"}, "format must be one of npz, png"),
-    ],
-)
-def test_options_are_checked_first(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        remote("http://127.0.0.1:1", **options)
-
-
 @pytest.mark.parametrize(
     ("images", "words"),
     [
@@ -305,9 +219,3 @@ def test_the_token_of_the_environment_goes_along_and_nothing_else(
     monkeypatch.setenv("MARBLE_REWARD_TOKEN", "two words")
     with pytest.raises(ValueError, match="without spaces"):
         remote(server.url)
-
-
-def test_the_registry_builds_a_remote_reward_for_a_url(server: FakeServer) -> None:
-    reward = build("mean", RewardSettings(url=server.url, options={"timeout": 5}))
-    assert reward(*INPUTS).tolist() == [0.5, 0.5]
-    assert repr(reward) == f"reward 'mean' at {server.url}"

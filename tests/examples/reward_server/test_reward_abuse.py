@@ -86,14 +86,9 @@ def failing(url: str, session: requests.Session, dice: random.Random) -> str:
 def rude(url: str, session: requests.Session, dice: random.Random) -> str:
     """Half a request, or none, then away; sometimes with a reset."""
     head = f"POST /score/mean HTTP/1.1\r\nHost: a\r\nContent-Type: {wire.NPZ}\r\nAuthorization: Bearer {TOKEN}\r\n"
-    texts = [
-        b"",
-        b"\0" * 100,
-        b"GET /health",
-        head.encode(),
-        head.encode() + b"Content-Length: 5000\r\n\r\n" + b"a" * 999,
-    ]
-    texts.append(head.encode() + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n")
+    half = "Content-Length: 5000\r\n\r\n" + "a" * 999
+    wrong = "Transfer-Encoding: chunked\r\n\r\nzz\r\n"
+    texts = [b"", b"\0" * 100, b"GET /health", *(f"{head}{rest}".encode() for rest in ("", half, wrong))]
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
         connection.sendall(dice.choice(texts))

@@ -17,6 +17,7 @@ from serving import batch, expected, post, served, tensor, wait_for
 
 from prompts.world import world_prompts
 from reward_server import wire
+from reward_server.connection import Connection
 from reward_server.limits import Limits
 from rewards.registry import RewardSettings, build
 
@@ -187,6 +188,22 @@ def test_a_body_that_trickles_is_given_up() -> None:
         answer = raw(url, head.encode())
         assert answer.startswith(b"HTTP/1.1 408")
         assert b"0.2 s" in answer
+
+
+def test_a_head_that_never_ends_is_given_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connection, "head_seconds", 0.2)
+    parts = urlsplit(url)
+    whole = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+    for first in (b"", whole):  # a first request, or one on a connection that has had an answer
+        for half in (b"", b"POST /score/mean HTTP/1.1\r\nHost:"):
+            with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+                connection.sendall(first)
+                if first:
+                    assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+                connection.sendall(half)
+                if half or not first:
+                    while connection.recv(65536):
+                        pass
 
 
 def test_a_full_queue_is_answered_503_until_there_is_room() -> None:
