@@ -6,7 +6,8 @@
 The run then has url="http://127.0.0.1:18085" in the settings of these rewards. The server listens on this machine only;
 on any other address it wants a token, from the environment variable MARBLE_REWARD_TOKEN or from --token-file, which the
 run has in MARBLE_REWARD_TOKEN as well. A token is readable on the way unless TLS is used (--tls-certificate, --tls-key)
-or the connection is tunnelled: ssh -L 18085:127.0.0.1:18085 machine.
+or the connection is tunnelled: ssh -L 18085:127.0.0.1:18085 machine. A certificate that you signed yourself goes into
+REQUESTS_CA_BUNDLE of the run.
 """
 
 import argparse
@@ -158,10 +159,11 @@ def introduction(
     scheme = "https" if arguments.tls_certificate else "http"
     host = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(arguments.host, arguments.host)
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    secret = f"$(cat {arguments.token_file})" if arguments.token_file else f"${TOKEN_VARIABLE}"
     example = EXAMPLE.format(
         url=url,
         reward=next(iter(settings)),
-        header=f'-H "Authorization: Bearer ${TOKEN_VARIABLE}" ' if token else "",
+        header=f'-H "Authorization: Bearer {secret}" ' if token else "",
         variable=f", with {TOKEN_VARIABLE} set" if token else "",
     )
     return f"serving {', '.join(settings)} on {url}, {'with a token' if token else 'no token needed'}\n{example}"

@@ -36,7 +36,7 @@ class Batcher:
     each of its requests is tried alone: a bad one fails alone.
     """
 
-    def __init__(self, name: str, reward: Reward, batch_size: int, queue: int = 32, window: float = 0.003) -> None:
+    def __init__(self, name: str, reward: Reward, batch_size: int, queue: int = 256, window: float = 0.003) -> None:
         self.name, self.reward, self.batch_size, self.queue, self.window = name, reward, batch_size, queue, window
         self.served = 0
         self._jobs: list[Job] = []

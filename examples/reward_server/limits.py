@@ -23,7 +23,8 @@ class Limits:
     Of one request: ``body`` bytes, ``images``, ``pixels`` of an image, ``decoded`` bytes of all its images as uint8,
     ``prompt`` characters, ``metadata`` bytes per image as JSON, nested at most ``depth`` deep, ``values`` in the JSON
     text (braces, brackets and commas are counted), ``upload_seconds`` from first to last byte, ``score_seconds`` from
-    then to the answer. Of all requests: ``memory`` bytes at once, ``queue`` requests waiting per reward.
+    then to the answer. Of all requests: ``memory`` bytes at once, and ``queue`` requests waiting per reward: more than
+    the processes of a run, each of which sends one at a time.
     """
 
     body: int = 128 * MIB
@@ -37,7 +38,7 @@ class Limits:
     upload_seconds: float = 60.0
     score_seconds: float = 600.0
     memory: int = 2048 * MIB
-    queue: int = 32
+    queue: int = 256
 
 
 class Budget:

@@ -63,13 +63,22 @@ class RemoteReward:
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """Scores [B], NaN where the reward does not apply or the server is away."""
-        pixels = _bytes(images)
-        if not len(pixels) == len(prompts) == len(metadata):
-            raise ValueError(
-                f"{len(pixels)} images, {len(prompts)} prompts and {len(metadata)} metadata: give B of each"
-            )
+        try:
+            return self._call(images, prompts, metadata)
+        except ValueError as error:
+            raise ValueError(f"{self}: {error}") from error
+        except RuntimeError as error:
+            raise RuntimeError(f"{self}: {error}") from error
+
+    def __repr__(self) -> str:
+        return f"reward {self.name!r} at {self.url}"
+
+    def _call(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
+        pixels, counts = _bytes(images), (len(images), len(prompts), len(metadata))
+        if len(set(counts)) > 1:
+            raise ValueError("{} images, {} prompts and {} metadata: give B of each".format(*counts))
         if (size := pixels.shape[1] * pixels.shape[2]) > self._limits["pixels"]:
-            raise ValueError(f"{self}: images of {size} pixels, the server takes at most {self._limits['pixels']}")
+            raise ValueError(f"images of {size} pixels, the server takes at most {self._limits['pixels']}")
         # Twice 3 bytes per pixel, for the base64 of a PNG of noise.
         fitting = max(1, self._limits["body"] // (6 * max(1, size)))
         count = min(self.batch_size, self._limits["images"], fitting)
@@ -78,9 +87,6 @@ class RemoteReward:
             part = slice(i, i + count)
             scores += self._scores(wire.Batch(pixels[part], list(prompts[part]), [dict(m) for m in metadata[part]]))
         return torch.tensor(scores)
-
-    def __repr__(self) -> str:
-        return f"reward {self.name!r} at {self.url}"
 
     def _scores(self, batch: wire.Batch) -> list[float]:
         content_type = FORMATS[self.options.format]
@@ -95,8 +101,6 @@ class RemoteReward:
                 self._hurried_until = time.monotonic() + self.options.cool_down
             self._lose(len(batch), error)
             return [math.nan] * len(batch)
-        except (ValueError, RuntimeError) as error:
-            raise type(error)(f"{self}: {error}") from error
         if self._lost:
             logger.warning("%r answers again; this outage left %d samples without a score", self, self._lost)
         self._lost, self._hurried_until = 0, -math.inf
@@ -107,7 +111,7 @@ class RemoteReward:
         self.missing += count
         if first:
             text = f"{self} is away ({error}): NaN for {count} samples, {self.missing} so far, until it answers again"
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            warnings.warn(text, RuntimeWarning, stacklevel=5)
 
     def _limits_of_server(self) -> dict[str, int]:
         try:

@@ -191,7 +191,7 @@ def test_requests_fit_the_limits_of_the_server() -> None:
 )
 def test_images_are_checked_before_they_are_rounded(server: FakeServer, images: torch.Tensor, words: str) -> None:
     reward = remote(server.url)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=f"reward 'mean' at .*: .*{words}"):
         reward(images, *INPUTS[1:])
     assert not server.times
 

@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from bad_requests import LIMITS, BadBody, bodies, lying_zip
+from bad_requests import LIMITS, BadBody, bodies, lying_zip, png, text, two_headers
 from serving import batch
 
 from reward_server import wire
@@ -33,8 +33,6 @@ def test_metadata_may_be_left_out() -> None:
 
 
 def test_grey_images_become_three_equal_channels() -> None:
-    from bad_requests import png, text
-
     assert wire.decode(text([png(4, 6, "L")]), wire.JSON, Limits()).images.shape == (1, 6, 4, 3)
 
 
@@ -81,6 +79,11 @@ def test_a_bad_body_is_refused_with_its_status_in_little_memory(case: BadBody) -
     assert peak < 8 * LIMITS.body
 
 
+def test_a_second_header_is_seen_before_its_pixels_are_decoded() -> None:
+    with pytest.raises(Refused, match="two headers"):
+        wire.decode(text([two_headers()]), wire.JSON, LIMITS)
+
+
 def test_the_size_in_a_zip_directory_bounds_what_is_unpacked() -> None:
     # 100 MB in 100 kB: reading the member without a size would unpack them all before they are cut.
     assert len(lying_zip(100_000_000)) < LIMITS.body
@@ -95,9 +98,9 @@ def test_every_truncation_and_a_thousand_flipped_bits_end_in_a_refusal_or_a_batc
             flipped = bytearray(body)
             flipped[generator.integers(len(body))] ^= 1 << generator.integers(8)
             changed.append(bytes(flipped))
-        for text in changed:
+        for damaged in changed:
             with contextlib.suppress(Refused):
-                assert wire.decode(text, content_type, LIMITS).images.shape == (1, 4, 4, 3)
+                assert wire.decode(damaged, content_type, LIMITS).images.shape == (1, 4, 4, 3)
 
 
 def test_a_budget_refuses_what_exceeds_it_and_gets_all_back() -> None:
