@@ -60,7 +60,7 @@ def test_images_of_different_sizes_are_never_joined() -> None:
     assert reward.calls == [1, 2, 2, 1]
 
 
-def test_a_bad_request_fails_alone() -> None:
+def test_a_bad_request_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
     gate = threading.Event()
     batcher = Batcher("picky", lambda *inputs: picky(*inputs) if gate.wait(10) else None, batch_size=16)
     sent = [
@@ -74,6 +74,7 @@ def test_a_bad_request_fails_alone() -> None:
         assert isinstance(error, Refused)
         assert error.status == status
         assert "secret" not in error.message
+    assert "secret internals" in caplog.text
     assert "a prompt of this batch is bad" in answers[1].exception().message
     assert batcher.submit(sent[0]).result(10) == expected(sent[0])
 
