@@ -211,7 +211,9 @@ def test_the_token_of_the_environment_goes_along_and_nothing_else(
 ) -> None:
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     remote(server.url)(*INPUTS)
     monkeypatch.setenv("MARBLE_REWARD_TOKEN", "correct-horse\n")
     remote(server.url)(*INPUTS)

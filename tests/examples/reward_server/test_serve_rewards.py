@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def accepts(url: str) -> bool:
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
     """What the command says when it refuses to start."""
     monkeypatch.setattr("sys.argv", ["serve_rewards.py", *arguments])
+    monkeypatch.setattr(serve_rewards.Server, "run", lambda *_, **__: pytest.fail("it started"))
     with pytest.raises(SystemExit) as stopped:
         serve_rewards.main()
     return str(stopped.value)
@@ -118,6 +120,7 @@ def test_sigterm_finishes_what_has_arrived(tmp_path: Path) -> None:
         wait_for(lambda: requests.get(f"{url}/health", timeout=10).json()["queue"]["held"] == 2)
         process.send_signal(signal.SIGTERM)
         wait_for(lambda: not accepts(url))
+        time.sleep(0.5)  # longer than the pause that uvicorn makes in any case
         until.touch()
         for thread in threads:
             thread.join(20)
