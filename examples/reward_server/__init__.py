@@ -1,0 +1,1 @@
+"""Rewards behind HTTP: ``wire`` and ``client`` need no server packages, ``app`` needs FastAPI."""
