@@ -83,10 +83,7 @@ class Epoch:
         settings = ModelSettings(model, precision, plan.resolution, checkpointing)
         self.backbone = self.timed("load", lambda: load_backbone(settings, device))
         transformer = self.backbone.transformer
-        self.adapters = Adapters(transformer, plan.rank, 0)
-        for name, weight in transformer.named_parameters():
-            if "lora_" in name:
-                weight.data = weight.data.float()
+        self.adapters = Adapters(transformer, self.backbone.lora_targets, plan.rank)
         parameters = list(self.adapters.parameters("default").values())
         base = torch.optim.AdamW(parameters, lr=3e-4, weight_decay=1e-4)
         self.optimizer = marble_opt.Marble(base, list(REWARDS), max_grad_norm=1.0, model=transformer)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusion3Pipeline
-from peft import get_peft_model_state_dict
 from torch import Tensor
 
 from prompts.prompt import Prompt
 
 from .interface import Backbone, Conditioning
+from .lora import save_lora
 from .offload import visiting
 from .prompt_cache import PromptCache
 from .sd3_parts import DTYPES, encoders, fingerprint, latent_side, load_pipeline
@@ -100,19 +100,8 @@ class SD3Backbone(Backbone):
         # cuDNN and oneDNN may leave the channels last.
         return torch.cat(images).contiguous()
 
-    def save_lora(self, folder: Path, adapter: str) -> None:
-        """Write one adapter, with its α, so that ``StableDiffusion3Pipeline.load_lora_weights(folder)`` reads it.
-
-        Raises ``ValueError`` for an adapter that the transformer does not have.
-        """
-        known = getattr(self.transformer, "peft_config", {})
-        if adapter not in known:
-            raise ValueError(f"the transformer has no adapter {adapter!r}, only {', '.join(known) or 'none'}")
-        StableDiffusion3Pipeline.save_lora_weights(
-            str(folder),
-            transformer_lora_layers=get_peft_model_state_dict(self.transformer, adapter_name=adapter),
-            transformer_lora_adapter_metadata=known[adapter].to_dict(),
-        )
+    def save_lora(self, folder: Path, adapter: str, write: bool = True) -> None:
+        save_lora(self.transformer, folder, adapter, write)
 
     def _encoders_ready(self) -> AbstractContextManager:
         if not self.settings.offload_text_encoders:

@@ -147,7 +147,7 @@ def test_the_table_says_what_is_measured_and_what_is_rough() -> None:
 @pytest.fixture(scope="module")
 def backbone() -> TinyBackbone:
     backbone = TinyBackbone.from_pretrained(ModelSettings())
-    Adapters(backbone.transformer, 4, seed=0)
+    Adapters(backbone.transformer, backbone.lora_targets, 4)
     return backbone
 
 
