@@ -17,8 +17,8 @@ import transformers
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
-from backbones.quiet import quiet
 from backbones.tokenizers import clip_tokenizer
+from quiet import quiet
 from rewards.clip_model import ImageProcessor
 from rewards.open_clip_weights import IN_BLOCK, NAMES, TRANSPOSED
 

@@ -18,8 +18,8 @@ import torch
 from diffusers.models.embeddings import PatchEmbed
 from torch import nn
 
-from backbones.quiet import quiet
 from backbones.sd3_shapes import MEDIUM, TINY, parts
+from quiet import quiet
 
 SIZES = {"tiny": (TINY, torch.float32), "medium": (MEDIUM, torch.bfloat16)}
 MODULES = {

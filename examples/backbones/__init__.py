@@ -1,1 +1,5 @@
 """Flow models behind one interface."""
+
+from quiet import without_torchvision_notices
+
+without_torchvision_notices()

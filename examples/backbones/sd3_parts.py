@@ -7,7 +7,8 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from torch import nn
 
-from .quiet import quiet
+from quiet import quiet
+
 from .settings import ModelSettings
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

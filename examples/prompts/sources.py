@@ -12,6 +12,7 @@ from .prompt import Prompt
 
 # name after "generated:": "module:function"; the function takes count, seed and held_out.
 GENERATORS = {
+    "general": "prompts.general_prompts:generate_general",
     "ocr": "prompts.ocr_prompts:generate_ocr",
     "geneval": "prompts.geneval_prompts:generate_geneval",
 }
@@ -31,7 +32,7 @@ class SourceSettings:
     ``path``: one of
 
     - ``tiny:general``, ``tiny:text``, ``tiny:composition``: captions of the tiny world;
-    - ``generated:ocr``, ``generated:geneval``: prompts made here, always the same ones;
+    - ``generated:general``, ``generated:ocr``, ``generated:geneval``: prompts made here, always the same ones;
     - a folder in DiffusionNFT's layout: train.txt and test.txt, or train_metadata.jsonl and test_metadata.jsonl;
     - a .txt file with a prompt per line, or a .jsonl file with an object {"prompt": ..., metadata} per line. One line
       in 20 is held out, by a hash of its text; so are those of a folder without a test file.

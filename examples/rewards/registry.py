@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from quiet import quiet
+
 from .interface import Reward
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -77,4 +79,5 @@ def build(name: str, settings: RewardSettings) -> Reward:
         known = ", ".join(FACTORIES)
         raise ValueError(f"unknown reward {name!r}: known are {known}; a new one goes into rewards.registry.FACTORIES")
     module, factory = FACTORIES[name].split(":")
-    return getattr(import_module(module), factory)(settings)
+    with quiet():
+        return getattr(import_module(module), factory)(settings)

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from prompts.general_prompts import generate_general
 from prompts.geneval_prompts import generate_geneval
 from prompts.nouns import noun_phrase
 from prompts.ocr_prompts import generate_ocr
@@ -12,7 +13,7 @@ from rewards.geneval.classes import CLASSES, TAGS
 from rewards.geneval.facts import facts_of
 from rewards.ocr_rule import target_text
 
-GENERATORS = [generate_geneval, generate_ocr]
+GENERATORS = [generate_geneval, generate_ocr, generate_general]
 
 
 @pytest.mark.parametrize("generate", GENERATORS)
@@ -34,6 +35,17 @@ def test_geneval_prompts_are_as_written_down() -> None:
         "a photograph of four baseball gloves",
     ]
     assert generate_ocr(1, 0, held_out=True)[0].text == 'a laptop whose screen shows "closed" in the rain'
+
+
+def test_general_prompts_hold_out_pairs_of_subject_and_setting() -> None:
+    def scene(prompt) -> str:
+        return prompt.text.split(",")[0]
+
+    training, held_out = generate_general(3000, 0), generate_general(600, 1, held_out=True)
+    assert not {scene(prompt) for prompt in training} & {scene(prompt) for prompt in held_out}
+    assert all(prompt.metadata == {} and prompt.source == "general" for prompt in training)
+    with pytest.raises(ValueError, match="count must be from 0 to"):
+        generate_general(100_000, 0)
 
 
 def geneval_key(prompt) -> tuple:

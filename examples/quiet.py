@@ -1,5 +1,6 @@
-"""Loading and saving without progress bars."""
+"""Loading and saving without progress bars, and without notices that tell the user nothing."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,3 +25,13 @@ def quiet() -> Iterator[None]:
     finally:
         for kind in shown:
             kind.enable_progress_bar()
+
+
+def without_torchvision_notices() -> None:
+    """Drop transformers' notices that an image processor falls back to Pillow: the one with Pillow is meant."""
+    for handler in transformers_logging.get_logger("transformers").handlers:
+        handler.addFilter(_other_than_torchvision)
+
+
+def _other_than_torchvision(record: logging.LogRecord) -> bool:
+    return "requires torchvision" not in str(record.msg)
