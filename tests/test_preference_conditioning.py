@@ -113,15 +113,15 @@ def test_features_are_sines_and_cosines_of_octaves() -> None:
 
 
 def test_in_bf16_the_fine_frequencies_are_still_those_of_the_preference() -> None:
-    conditioning = PreferenceConditioning(["a", "b"], 4, frequencies=8).to(torch.bfloat16)
+    # Rounded to bf16 these two preferences are one.
+    first, second = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.7005, 0.1995, 0.1]])
+    conditioning = new_conditioning(torch.bfloat16)
+    assert torch.equal(first.bfloat16()[:, :1], second.bfloat16()[:, :1])
+    features = conditioning.features(first)
+    assert features.dtype is torch.float32
     with torch.no_grad():
-        conditioning.block_path[0].weight.copy_(torch.eye(4, 32))
-        steps = [
-            conditioning.block_path[0](conditioning.features(torch.tensor([[x, 1 - x]])).bfloat16())
-            for x in (0.7, 0.7005)
-        ]
-    # In bf16 these two preferences are one number.
-    assert not torch.equal(*steps)
+        rounded = conditioning.block_path(conditioning.features(first.bfloat16()).bfloat16())
+        assert not torch.equal(conditioning(first)[1], rounded)
 
 
 def test_a_sampler_without_preference_and_a_reference_are_the_model_itself() -> None:

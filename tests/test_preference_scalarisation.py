@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from marble_opt import losses, preferences
-from marble_opt.preferences import IdealPoint
+from marble_opt.preferences import BucketMeans, IdealPoint
 from toys import close, normal, reward_gradients
 
 
@@ -96,6 +96,35 @@ def test_it_continues_from_its_state() -> None:
         IdealPoint(3).load_state_dict(saved)
 
 
+def test_means_are_per_bucket_and_smoothed() -> None:
+    nan = torch.nan
+    means = BucketMeans(3, 2, decay=0.75)
+    first = means.update(torch.tensor([[1.0, 3.0, 8.0], [nan, 6.0, nan]]), torch.tensor([0, 0, 2]))
+    assert torch.equal(first.nan_to_num(77), torch.tensor([[2.0, 6.0], [77, 77], [8.0, 77]]).double())
+    second = means.update(torch.tensor([[nan, 4.0], [2.0, nan]]), torch.tensor([0, 2]))
+    assert torch.equal(second.nan_to_num(77), torch.tensor([[2.0, 5.0], [77, 77], [7.0, 77]]).double())
+    again = BucketMeans(3, 2, decay=0.75)
+    again.load_state_dict(means.state_dict())
+    arguments = normal(2, 4), torch.tensor([1, 1, 0, 2])
+    assert torch.equal(again.update(*arguments), means.update(*arguments))
+    with pytest.raises(ValueError, match="saved means"):
+        BucketMeans(2, 2).load_state_dict(means.state_dict())
+
+
+def test_tchebycheff_follows_the_reward_that_lags_behind() -> None:
+    """The loop of the docstring: at equal preferences the weight goes to the reward that is farther from its best."""
+    omega, buckets = torch.tensor([[0.5, 0.5], [0.5, 0.5], [1.0, 0.0]]), torch.tensor([0, 0, 1])
+    rewards = torch.tensor([[0.9, 0.8, 0.7], [0.1, 0.2, 0.6]])
+    means, ideal = BucketMeans(2, 2), IdealPoint(2, margin=0.05)
+    f = means.update(-rewards, buckets)
+    weights = preferences.tchebycheff_weights(f[buckets], omega, ideal.update(-rewards.mT), 0.05)
+    assert (weights[:2, 1] > 0.8).all()
+    assert torch.equal(weights[2], torch.tensor([1.0, 0.0]).double())
+    mixed = preferences.scalarise_advantages(torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]), weights)
+    assert (mixed[0, :2] < -0.6).all()
+    assert mixed[0, 2] == 1
+
+
 @pytest.mark.parametrize("form", ["per_reward", "shared"])
 def test_one_loss_of_mixed_advantages_is_the_mixture_of_the_losses(form: str) -> None:
     model = torch.nn.Linear(4, 4).double()
@@ -136,6 +165,10 @@ def test_rewards_that_do_not_apply_leave_the_preference() -> None:
         (lambda: IdealPoint(2, decay=1.0), "decay"),
         (lambda: IdealPoint(2, margin=-1.0), "margin"),
         (lambda: IdealPoint(2).update(normal(3)), r"\[..., 2\]"),
+        (lambda: BucketMeans(0, 2), "buckets >= 1"),
+        (lambda: BucketMeans(2, 2, decay=1.0), "decay"),
+        (lambda: BucketMeans(2, 2).update(normal(3, 2), torch.zeros(2).long()), r"values \[2, B\]"),
+        (lambda: BucketMeans(2, 2).update(normal(2, 2), torch.tensor([0, 2])), r"within \[0, 2\)"),
     ],
 )
 def test_bad_scalarisations_are_refused(call: Any, message: str) -> None:

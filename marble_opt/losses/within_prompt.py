@@ -37,7 +37,7 @@ def centre_within_prompts(
     Returns:
         ρ^c and r^c, both [K, B], zero where the reward does not apply.
     """
-    ratings, implicit, prompt_ids = ratings.double(), implicit.double(), prompt_ids.to(torch.int64)
+    ratings, implicit, prompt_ids = ratings.double(), implicit.double(), prompt_ids.to(implicit.device, torch.int64)
     ids, values, rows = prompt_ids, implicit, ratings
     if across_ranks and world_size(process_group) > 1:
         ids, values, rows = _collect(prompt_ids, implicit, ratings, process_group)

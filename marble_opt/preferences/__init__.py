@@ -1,5 +1,6 @@
 """Models conditioned on a preference between rewards (ParetoSlider, arXiv 2604.20816), and how to balance them."""
 
+from .bucket_means import BucketMeans
 from .buckets import BucketBalancer, balance_buckets, bucket_advantages, bucket_rewards
 from .conditioning import PreferenceConditioning
 from .ideal_point import IdealPoint
@@ -10,6 +11,7 @@ from .simplex import check_preferences, nearest, simplex_grid
 
 __all__ = [
     "BucketBalancer",
+    "BucketMeans",
     "IdealPoint",
     "Installed",
     "PreferenceConditioning",

@@ -44,8 +44,8 @@ def tchebycheff_weights(values: Tensor, preferences: Tensor, ideal: Tensor, mu: 
     """ω̃_m ∝ ω_m softmax_m(ω (f − z*) / μ), of sum 1: the gradient of :func:`smooth_tchebycheff` by f, normalised.
 
     Used in place of ω in r̄ = Σ_m ω̃_m r_m (:func:`scalarise_advantages`), with f the smoothed mean values of a group
-    of similar preferences. Rewards of ω_m = 0 keep 0, so a corner stays itself; large μ gives ω. A reward without a
-    value (f_m or z*_m is NaN) has 0; where none has one, the result is NaN.
+    of similar preferences (:class:`BucketMeans`). Rewards of ω_m = 0 keep 0, so a corner stays itself; large μ gives ω.
+    A reward without a value (f_m or z*_m is NaN) has 0; where none has one, the result is NaN.
 
     Arguments and errors are those of :func:`smooth_tchebycheff`.
     """
