@@ -10,14 +10,14 @@ from torch import Tensor
 from crd_cases import COUNTS, OPTIONS, SIZE, Batch
 from marble_opt import Marble
 
-# What each of two ranks holds: split prompts; prompts that only one rank has; a rank with a single image.
-SPLITS = {"mixed": [0, 1, 4, 8], "apart": [2, 5, 9], "one": [3]}
+# The images of rank 0 of two: split prompts; prompts that only one rank has; a single image; none at all.
+SPLITS: dict[str, list[int]] = {"mixed": [0, 1, 4, 8], "apart": [2, 5, 9], "one": [3], "none": []}
 STEPS = 2
 
 
-def of_rank(split: str, rank: int) -> list[int]:
+def of_rank(split: str, rank: int) -> Tensor:
     first = SPLITS[split]
-    return first if rank == 0 else [i for i in range(10) if i not in first]
+    return torch.tensor(first if rank == 0 else [i for i in range(10) if i not in first], dtype=torch.int64)
 
 
 def gradients(batch: Batch, name: str) -> Tensor:
@@ -44,11 +44,11 @@ def crd_worker(rank: int, ranks: int, folder: str) -> None:
     )
     found = {}
     for split in SPLITS:
-        index = torch.tensor(of_rank(split, rank))
+        index = of_rank(split, rank)
         for name in OPTIONS:
             rows = gradients(Batch().select(index), name)
             found[f"{split}-{name}"] = {"rows": rows, "trained": train(Batch().select(index), name)}
-    whole = Batch().select(torch.tensor(of_rank("mixed", rank)))
+    whole = Batch().select(of_rank("mixed", rank))
     found["alone"] = {"rows": whole.gradients(whole.loss(across_ranks=False).losses())}
     group = [dist.new_group([each]) for each in range(ranks)][rank]
     found["own_group"] = {"rows": whole.gradients(whole.loss(process_group=group).losses())}

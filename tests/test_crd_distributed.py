@@ -33,7 +33,7 @@ def test_training_on_two_ranks_is_that_on_one(split: str, name: str, spread: lis
 
 def test_a_rank_may_keep_to_its_own_images(spread: list[dict[str, Any]]) -> None:
     for rank, found in enumerate(spread):
-        part = Batch().select(torch.tensor(of_rank("mixed", rank)))
+        part = Batch().select(of_rank("mixed", rank))
         expected = part.gradients(part.loss().losses())
         assert torch.equal(found["alone"]["rows"], expected)
         assert torch.equal(found["own_group"]["rows"], expected)
@@ -41,7 +41,7 @@ def test_a_rank_may_keep_to_its_own_images(spread: list[dict[str, Any]]) -> None
 
 def test_splitting_a_prompt_matters_where_ranks_keep_to_their_own(spread: list[dict[str, Any]]) -> None:
     # Otherwise the comparison with one rank would show nothing.
-    parts = [Batch().select(torch.tensor(of_rank("mixed", rank))) for rank in range(2)]
+    parts = [Batch().select(of_rank("mixed", rank)) for rank in range(2)]
     apart = sum(part.gradients(part.loss(counts=OPTIONS["counts"]["counts"]).losses()) for part in parts)
     assert not close(apart, gradients(Batch(), "defaults"), 1e-2)
 

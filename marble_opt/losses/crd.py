@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..separable import SeparableLoss
-from .checks import check_batch, mean_dims, normalisers
+from .checks import check_batch, difference, mean_dims, normalisers
 from .within_prompt import centre_within_prompts
 
 WEIGHTINGS = ("uniform", "temperature")
@@ -123,8 +123,7 @@ def check_crd(
 
 def _mismatch(prediction: Tensor, velocity: Tensor, self_normalize: bool) -> Tensor:
     """D [B], at least fp32."""
-    error = prediction - velocity
-    error = error.to(torch.promote_types(error.dtype, torch.float32))
+    error = difference(prediction, velocity)
     square = mean_dims(error.square())
     if not self_normalize:
         return square

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .checks import mean_dims
+from .checks import difference, mean_dims
 
 
 def guided_velocity(conditional: Tensor, unconditional: Tensor, scale: float = 4.5) -> Tensor:
@@ -57,8 +57,7 @@ def kl_anchor(
         raise ValueError(f"strength must be one number or [{batch}], one per sample, got {list(weight.shape)}")
     if weight.device.type == "cpu" and not ((weight >= 0) & (weight < torch.inf)).all():
         raise ValueError(f"strength must be finite and not negative, got {weight.tolist()}")
-    error = prediction - guided_reference.detach()
-    square = mean_dims(error.to(torch.promote_types(error.dtype, torch.float32)).square())
+    square = mean_dims(difference(prediction, guided_reference.detach()).square())
     return (weight.to(square.device, square.dtype) * square).sum() / (samples or batch)
 
 
