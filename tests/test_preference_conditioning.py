@@ -18,6 +18,7 @@ from marble_opt.preferences import PreferenceConditioning, install
 from preference_cases import (
     BATCH,
     REWARDS,
+    TARGETS,
     add_lora,
     by_hand,
     inputs,
@@ -242,6 +243,31 @@ def test_lora_may_come_before_or_after() -> None:
             add_lora(model, "default")
         outputs.append(conditioned(model, conditioning, preferences_for()))
     assert torch.equal(*outputs)
+
+
+def test_a_peft_model_around_the_transformer() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    conditioning, omega = new_conditioning(), preferences_for()
+    inner = new_transformer()
+    pretrained = run(inner)
+    model = get_peft_model(inner, LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False))
+    with install(model, conditioning), conditioning.preference(omega):
+        seen = model(**inputs()).sample
+        assert not close(seen, pretrained, 1e-2)
+        with model.disable_adapter():
+            assert torch.equal(model(**inputs()).sample, pretrained)
+        assert torch.equal(model(**inputs()).sample, seen)
+
+
+def test_a_handle_removes_what_it_installed_once() -> None:
+    model, first, second, omega = new_transformer(), new_conditioning(), new_conditioning(moved=1), preferences_for()
+    install(model, second)
+    handle = install(model, first)
+    handle.remove()
+    install(model, first)
+    handle.remove()
+    conditioned(model, first, omega)
 
 
 def test_at_the_start_only_the_last_layers_have_a_gradient() -> None:

@@ -28,7 +28,7 @@ class Installation:
         """Hook the time embedding, the blocks, their feed-forwards and the last norm."""
         embedding, blocks, norm = _parts(self.transformer)
         self.handles.append(embedding.register_forward_hook(self.embed))
-        # First and last in line: other hooks see the plain time embedding.
+        # First in line, so that other hooks of these modules see the plain time embedding.
         for block in blocks:
             self.handles += [
                 block.register_forward_pre_hook(self.enter, prepend=True, with_kwargs=True),
@@ -100,11 +100,14 @@ class Installed:
     """A handle: :meth:`remove` takes the conditioning off the transformer, and so does the end of a ``with`` block."""
 
     def __init__(self, installation: Installation, conditioning: PreferenceConditioning) -> None:
-        self._installation, self._conditioning = installation, conditioning
+        self._installation: Installation | None = installation
+        self._conditioning = conditioning
 
     def remove(self) -> None:
         """Take it off; with the last conditioning all hooks go. A second call does nothing."""
-        installation = self._installation
+        installation, self._installation = self._installation, None
+        if installation is None:
+            return
         installation.conditionings = [each for each in installation.conditionings if each is not self._conditioning]
         if not installation.conditionings:
             installation.detach()

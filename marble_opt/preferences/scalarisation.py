@@ -23,8 +23,8 @@ def linear(values: Tensor, preferences: Tensor) -> Tensor:
 def smooth_tchebycheff(values: Tensor, preferences: Tensor, ideal: Tensor, mu: float) -> Tensor:
     """μ log Σ_m exp(ω_m (f_m − z*_m) / μ), [...] (smooth Tchebycheff scalarisation, arXiv 2402.19078, section 3).
 
-    It lies within μ log M above max_m ω_m (f_m − z*_m). Unlike the linear form its minimisers reach every Pareto
-    optimal point, also where the front is not convex.
+    It lies within μ log M above max_m ω_m (f_m − z*_m). For μ small enough its minimisers reach every Pareto optimal
+    point, also where the front is not convex; those of the linear form do not.
 
     Args:
         values: f [..., M] to be minimised: for rewards, −r.
