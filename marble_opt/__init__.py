@@ -7,7 +7,7 @@ opt.step()
 
 from marble_kernels.solvers import MinNorm
 
-from . import losses
+from . import losses, preferences
 from .advantages import group_advantages
 from .checkpoint import load_checkpoint, save_checkpoint
 from .gram import gram_matrix
@@ -32,6 +32,7 @@ __all__ = [
     "group_advantages",
     "load_checkpoint",
     "losses",
+    "preferences",
     "save_checkpoint",
     "solve_min_norm",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor
 from marble_kernels.min_norm import min_norm
 
 from .min_norm import check_floor
+from .row_balancer import RowBalancer
 
 Weighting = Callable[[Tensor], Tensor]
 
@@ -46,8 +47,9 @@ class BalanceRule:
         floor: smallest α of an active slot.
         groups: group name → its rewards; a group is balanced as one row, the mean of its members' gradients.
         balancer: ``None`` for the min-norm point; ``"equal"`` or a mapping slot → weight for fixed α;
-            ``"observe"`` to measure without acting (all coefficients 0); or any callable that takes the
-            Gram matrix of the active slots and returns their weights (TorchJD's weightings do).
+            ``"observe"`` to measure without acting (all coefficients 0); any callable that takes the
+            Gram matrix of the active slots and returns their weights (TorchJD's weightings do); or a
+            :class:`~marble_opt.row_balancer.RowBalancer`, which takes all slots and decides on the result's length too.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class BalanceRule:
         weights: Mapping[str, float] | None = None,
         floor: float = 0.0,
         groups: Mapping[str, Sequence[str]] | None = None,
-        balancer: "Weighting | Mapping[str, float] | str | None" = None,
+        balancer: "Weighting | RowBalancer | Mapping[str, float] | str | None" = None,
     ) -> None:
         self.rewards = check_rewards(rewards)
         self.slots, self.membership = _slots(self.rewards, groups)
@@ -71,22 +73,30 @@ class BalanceRule:
             self.fixed = torch.ones(len(self.slots), dtype=torch.float64)
         elif isinstance(balancer, Mapping):
             self.fixed = _by_slot(balancer, self.slots, 0.0, "balancer")
+        elif isinstance(balancer, RowBalancer):
+            if balancer.prior.shape != (len(self.slots),) or not normalize:
+                raise ValueError(
+                    f"{type(balancer).__name__} balances {len(balancer.prior)} rows and normalises them itself: it "
+                    f"needs as many rewards, and normalize=True; got {list(self.slots)} and normalize={normalize}"
+                )
         elif balancer is not None and not self.observing and not callable(balancer):
             raise ValueError(
                 f"balancer must be None, 'equal', 'observe', a mapping or a callable of the Gram, got {balancer!r}"
             )
-        if (callable(balancer) or self.fixed is not None) and (floor or weights is not None):
+        own = callable(balancer) or isinstance(balancer, RowBalancer) or self.fixed is not None
+        if own and (floor or weights is not None):
             raise ValueError("floor and weights shape the min-norm problem: they need balancer=None")
 
     @property
     def on_simplex(self) -> bool:
         """Whether the weights sum to one over the active slots by construction."""
-        return not callable(self.balancer)
+        return not callable(self.balancer) and not isinstance(self.balancer, RowBalancer)
 
     @property
     def switched_on(self) -> Tensor:
         """The rewards whose prior is not 0, bool [K]."""
-        slots = torch.ones(len(self.slots), dtype=torch.bool) if self.prior is None else self.prior > 0
+        prior = self._prior(self.membership)
+        slots = torch.ones(len(self.slots), dtype=torch.bool) if prior is None else prior > 0
         return (self.membership.to(torch.bool) & slots.unsqueeze(-1)).any(0)
 
     @property
@@ -108,18 +118,26 @@ class BalanceRule:
         norms = slots.diagonal().clamp_min(0).sqrt()
         noise = _ROUNDING * resolution * (members @ gram.diagonal())
         running = (norms > 0) & (norms.square() >= noise)
-        if self.prior is not None:
-            running = running & (self._constant("prior", norms) > 0)
+        prior = self._prior(norms)
+        if prior is not None:
+            running = running & (prior > 0)
         alpha, gap = self._weights(slots, norms, running)
         return Solution(alpha, norms, running, members, gap)
 
     def coefficients(self, alpha: Tensor, solution: Solution) -> Tensor:
         """Coefficients c [K] on the raw gradients for weights ``alpha`` [S]."""
-        if self.normalize:
+        if isinstance(self.balancer, RowBalancer):
+            alpha = self.balancer.coefficients(alpha, solution.norms, solution.active)
+        elif self.normalize:
             on = solution.active.to(alpha)
             mean_norm = (solution.norms * on).sum() / on.sum().clamp_min(1)
             alpha = torch.where(solution.active, mean_norm * alpha / solution.norms, 0.0)
         return torch.where(solution.active, alpha, 0.0) @ solution.members
+
+    def _prior(self, like: Tensor) -> Tensor | None:
+        if isinstance(self.balancer, RowBalancer):
+            return self.balancer.prior.to(like)
+        return None if self.prior is None else self._constant("prior", like)
 
     def _constant(self, name: str, like: Tensor) -> Tensor:
         """One of our own tensors beside ``like``; kept, because a captured graph cannot copy from the host."""
@@ -130,9 +148,10 @@ class BalanceRule:
 
     def _weights(self, gram: Tensor, norms: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         if self.balancer is None:
-            prior = None if self.prior is None else self._constant("prior", gram)
-            point = min_norm(gram, active, self.floor, self.normalize, prior)
+            point = min_norm(gram, active, self.floor, self.normalize, self._prior(gram))
             return point.alpha, point.gap
+        if isinstance(self.balancer, RowBalancer):
+            return self.balancer.weights(gram, active)
         unknown = gram.new_full((), torch.nan)
         if self.fixed is not None:
             fixed = self._constant("fixed", gram) * active

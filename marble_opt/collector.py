@@ -159,6 +159,9 @@ class GradientCollector:
     def _factored(
         self, engine: FactoredEngine, loss: SeparableLoss, parameters: Sequence[Tensor], retain_graph: bool
     ) -> bool:
+        if not len(loss.prediction):
+            # Of several ranks one may have no sample in this micro-step.
+            return True
         if self._check:
             engine.check(loss, parameters)
         offered = [index for index, used in enumerate(loss.applies()) if used]

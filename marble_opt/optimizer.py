@@ -21,6 +21,7 @@ from .guard import check_guard
 from .metric import make_metric
 from .options import check_options
 from .routes import Losses
+from .row_balancer import RowBalancer
 from .schedule import MicroSchedule
 from .state import MarbleState
 from .telemetry import Balance
@@ -55,7 +56,7 @@ class Marble(OptimizerWrapper):
         floor: smallest α of an active reward; above 0 the update may oppose a reward.
         groups: name → rewards that are balanced as one row, the mean of their gradients.
         balancer: ``None`` (min-norm), ``"equal"``, ``"observe"``, fixed weights by name, or a callable of the
-            Gram matrix; see :class:`marble_opt.balance.BalanceRule`.
+            Gram matrix; :class:`marble_opt.preferences.BucketBalancer`. See :class:`marble_opt.balance.BalanceRule`.
         process_group: ranks that share gradients; default: the default group once torch.distributed is initialised.
             All of them take part in every ``balance()`` or ``step()``, with or without a backward of their own. Sharded
             parameters (FSDP2, HSDP) keep rows of the local shards; their mesh must hold the same ranks.
@@ -109,7 +110,7 @@ class Marble(OptimizerWrapper):
         weights: Mapping[str, float] | None = None,
         floor: float = 0.0,
         groups: Mapping[str, Sequence[str]] | None = None,
-        balancer: Weighting | Mapping[str, float] | str | None = None,
+        balancer: Weighting | RowBalancer | Mapping[str, float] | str | None = None,
         process_group: "torch.distributed.ProcessGroup | None" = None,
         reduction: str = "mean",
         max_grad_norm: float | None = None,

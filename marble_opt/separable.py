@@ -21,6 +21,8 @@ class SeparableLoss:
             has weight 0 there; one whose weights are all 0 does not apply to the batch.
         shared: a scalar loss that no reward owns, or a function without arguments that computes it when
             it is wanted.
+        values: [K], the losses themselves where the weighted sum has their gradients only, as for a loss that is
+            quadratic in its terms. They are what is reported; gradients do not see them.
 
     Raises:
         ValueError: shapes that disagree, terms without a graph, weights that are not finite.
@@ -32,6 +34,7 @@ class SeparableLoss:
         terms: Tensor,
         weights: Tensor,
         shared: Tensor | Callable[[], Tensor] | None = None,
+        values: Tensor | None = None,
     ) -> None:
         if terms.dim() != 2 or weights.dim() != 3 or prediction.dim() < 1:
             raise ValueError(
@@ -49,10 +52,13 @@ class SeparableLoss:
         weights = weights.detach()
         if weights.device.type == "cpu" and not torch.isfinite(weights).all():
             raise ValueError("weights hold NaN or inf: give samples to which a reward does not apply the weight 0")
+        if values is not None and values.shape != weights.shape[1:2]:
+            raise ValueError(f"values must be [{weights.shape[1]}], one loss per reward, got {list(values.shape)}")
         self.prediction = prediction
         self.terms = terms
         self.weights = weights
         self._shared = shared
+        self._values = None if values is None else values.detach()
 
     @property
     def num_rewards(self) -> int:
@@ -66,13 +72,20 @@ class SeparableLoss:
 
     def losses(self) -> Tensor:
         """All K losses, [K]."""
-        return (self.weights * self.terms.unsqueeze(1)).sum(dim=(0, 2))
+        sums = (self.weights * self.terms.unsqueeze(1)).sum(dim=(0, 2))
+        return sums if self._values is None else _worth(sums, self._values)
 
     def combined(self, coefficients: Tensor) -> Tensor:
         """Σ_k c_k loss_k as one scalar, for coefficients [K]."""
         mixed = torch.einsum("k,mkb->mb", coefficients.to(self.weights), self.weights)
-        return (mixed * self.terms).sum()
+        loss = (mixed * self.terms).sum()
+        return loss if self._values is None else _worth(loss, coefficients.to(self._values) @ self._values)
 
     def shared(self) -> Tensor | None:
         """The scalar loss that no reward owns, or ``None``."""
         return self._shared() if callable(self._shared) else self._shared
+
+
+def _worth(loss: Tensor, value: Tensor) -> Tensor:
+    """A loss with the gradients of ``loss`` and another value."""
+    return loss + (value.to(loss) - loss.detach())

@@ -35,3 +35,9 @@ def normalisers(valid: Tensor, counts: Tensor | None) -> Tensor:
 def mean_dims(tensor: Tensor) -> Tensor:
     """Mean over everything but the batch, [B]."""
     return tensor.flatten(1).mean(1)
+
+
+def difference(left: Tensor, right: Tensor) -> Tensor:
+    """left − right in fp32 at least: halves are widened before they are subtracted."""
+    dtype = torch.promote_types(torch.promote_types(left.dtype, right.dtype), torch.float32)
+    return left.to(dtype) - right.to(dtype)
