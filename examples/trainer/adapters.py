@@ -1,4 +1,4 @@
-"""The LoRA adapters of one transformer: ``default`` is trained, ``old`` rolls out, ``average`` is evaluated."""
+"""The LoRA adapters of one transformer: states of one policy, of which one is trained."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -9,12 +9,9 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-TRAINED = "default"
-NAMES = (TRAINED, "old", "average")
-
 
 class Adapters:
-    """Adds adapters to ``transformer`` (in place), the first of ``names`` to be trained, and freezes everything else.
+    """Adds adapters to ``transformer`` (in place) and freezes everything but the first.
 
     Args:
         transformer: a diffusers model with peft support.
@@ -23,6 +20,7 @@ class Adapters:
         alpha: α of the update (α / r) B A; 0 means 2 r.
         seed: of the Gaussian initialisation. B starts at zero, so the adapted model equals the base; all adapters
             start equal.
+        names: the first is trained.
     """
 
     def __init__(
@@ -32,7 +30,7 @@ class Adapters:
         rank: int,
         alpha: int = 0,
         seed: int = 0,
-        names: Sequence[str] = NAMES,
+        names: Sequence[str] = ("default", "old", "average"),
     ) -> None:
         self.transformer, self.names = transformer, tuple(names)
         transformer.requires_grad_(False)
@@ -100,15 +98,6 @@ class Adapters:
         for name in self.names:
             for key, weight in self.parameters(name).items():
                 copy(weight, state[name][key])
-
-
-def old_decay(schedule: str, step: int) -> float:
-    """η of old ← η old + (1 − η) θ after optimizer step ``step``; see ``LossSettings.old``."""
-    if schedule == "copy":
-        return 0.0
-    if schedule == "slow":
-        return min(0.001 * step, 0.5)
-    return min(0.0075 * max(step - 75, 0), 0.999)
 
 
 def average_decay(step: int) -> float:

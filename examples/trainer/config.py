@@ -26,6 +26,7 @@ from .settings import (
     require,
 )
 
+ALGORITHMS = ("nft",)
 METHODS = ("sum", "gdpo", "equal", "marble")
 PARALLEL = ("ddp", "fsdp2")
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -35,12 +36,14 @@ PRESETS = Path(__file__).parents[1] / "presets"
 class Config:
     """One training run of ``epochs`` epochs.
 
-    ``method``: ``sum`` adds the raw rewards, ``gdpo`` z-scores each reward per prompt and adds (arXiv 2601.05242),
-    ``equal`` gives each reward's unit gradient a fixed weight, ``marble`` the min-norm weights. A reward's ``weight``
-    multiplies it in ``sum``, its z-score in ``gdpo``; it is the fixed α of ``equal`` and the prior of ``marble``.
+    ``algorithm``: ``nft`` is DiffusionNFT. ``method``: ``sum`` adds the raw rewards, ``gdpo`` z-scores each reward per
+    prompt and adds (arXiv 2601.05242), ``equal`` gives each reward's unit gradient a fixed weight, ``marble`` the
+    min-norm weights. A reward's ``weight`` multiplies it in ``sum``, its z-score in ``gdpo``; it is the fixed α of
+    ``equal`` and the prior of ``marble``.
     ``stages`` run one after the other and replace ``epochs``. ``parallel``: how several ranks share the work.
     """
 
+    algorithm: str = "nft"
     method: str = "marble"
     seed: int = 0
     epochs: int = 24
@@ -58,6 +61,7 @@ class Config:
     log: LogSettings = field(default_factory=LogSettings)
 
     def __post_init__(self) -> None:
+        require(self.algorithm in ALGORITHMS, f"algorithm must be one of {ALGORITHMS}, got {self.algorithm!r}")
         require(self.method in METHODS, f"method must be one of {METHODS}, got {self.method!r}")
         require(self.parallel in PARALLEL, f"parallel must be one of {PARALLEL}, got {self.parallel!r}")
         require(self.rollout.solver in SOLVERS, f"rollout.solver is one of {SOLVERS}, got {self.rollout.solver!r}")

@@ -50,9 +50,15 @@ class Rollout:
 
 
 def roll_out(
-    backbone: Backbone, adapters: Adapters, scorer: Scorer, prompts: Sequence[Prompt], config: Config, epoch: int
+    backbone: Backbone,
+    adapters: Adapters,
+    adapter: str,
+    scorer: Scorer,
+    prompts: Sequence[Prompt],
+    config: Config,
+    epoch: int,
 ) -> Rollout:
-    """Sample this rank's share of ``prompts`` × ``rollout.images`` with the ``old`` adapter; score it meanwhile."""
+    """Sample this rank's share of ``prompts`` × ``rollout.images`` with ``adapter``; score it meanwhile."""
     settings = config.rollout
     samples = rank_slice(len(prompts), settings.images, ranks.rank(), ranks.ranks())
     used = sorted({prompt for prompt, _ in samples})
@@ -64,7 +70,7 @@ def roll_out(
         seeds = [sample_seed(config.seed, epoch, *sample, "rollout") for sample in part]
         start_noise = noise(seeds, backbone.latent_shape).to(backbone.device)
         index = place[start : start + len(part)].to(backbone.device)
-        with adapters.using("old"):
+        with adapters.using(adapter):
             x_0 = backbone.sample(
                 select(conditioning, index), start_noise, settings.steps, settings.solver, settings.guidance
             )

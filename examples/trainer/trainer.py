@@ -1,16 +1,15 @@
-"""The training loop: rollouts by the old policy, balanced DiffusionNFT steps on them, the old policy follows."""
+"""The training loop: rollouts, scores, balanced optimizer steps on them; then the rollout policy follows."""
 
 import torch
-from torch import Tensor
 
-import marble_opt
 from backbones.interface import Backbone
 from prompts.sampler import choose, noise
 from prompts.sources import load_prompts
 from rewards.scorer import Scorer
 
 from . import ranks
-from .adapters import Adapters, average_decay, old_decay
+from .adapters import average_decay
+from .algorithm import Noised, make_algorithm
 from .config import Config
 from .evaluation import Evaluation, composite, evaluate
 from .optimizer import make_optimizer
@@ -33,9 +32,7 @@ class Trainer:
         self.train_prompts = {name: load_prompts(name, source, False) for name, source in config.sources.items()}
         self.test_prompts = {name: load_prompts(name, source, True) for name, source in config.sources.items()}
         self.weights = torch.tensor([settings.weight for settings in config.rewards.values()])
-        self.adapters = Adapters(
-            backbone.transformer, backbone.lora_targets, config.lora.rank, config.lora.alpha, config.seed
-        )
+        self.algorithm, self.adapters = make_algorithm(config, backbone)
         self.sharding = Sharding(backbone.transformer, config.parallel)
         trained = list(self.adapters.parameters("default").values())
         own = config.rollout.prompts * config.rollout.images // ranks.ranks()
@@ -47,18 +44,20 @@ class Trainer:
         self.evaluations: list[dict[str, float]] = []
 
     def train_epoch(self) -> dict[str, float]:
-        """Roll out, make the epoch's optimizer steps, let the old policy follow; returns the epoch's numbers."""
+        """Roll out, make the epoch's optimizer steps, let the other adapters follow; returns the epoch's numbers."""
         config, stage = self.config, self.config.stage(self.epoch)
         shares = {
             name: stage.sources.get(name, 0.0) if stage.sources else s.weight for name, s in config.sources.items()
         }
         prompts = choose(self.train_prompts, shares, config.rollout.prompts, config.seed, self.epoch)
-        rollout = roll_out(self.backbone, self.adapters, self.scorer, prompts, config, self.epoch)
+        rollout = roll_out(
+            self.backbone, self.adapters, self.algorithm.rollout, self.scorer, prompts, config, self.epoch
+        )
         trained = rollout.only([name in stage.rewards for name in config.rewards])
         times = self.backbone.times(config.rollout.steps, config.rollout.solver)
-        for part in range(config.optimizer.steps_per_epoch):
-            self._optimizer_step(trained, StepBatch.of(trained, part, times, self.epoch, self.weights, config))
-        self.adapters.copy("default", "old", old_decay(config.loss.old, self.step))
+        for batch in self.algorithm.batches(trained, times, self.epoch, self.weights):
+            self._optimizer_step(trained, batch)
+        self.algorithm.follow(self.step)
         self.epoch += 1
         self.history.append(self._numbers(rollout))
         return self.history[-1]
@@ -77,41 +76,14 @@ class Trainer:
         self.adapters.copy("default", "average", average_decay(self.step))
 
     def _micro_step(self, rollout: Rollout, micro: MicroBatch, batch: StepBatch) -> None:
-        """Accumulate the gradients of one micro-batch: a loss per reward, and the KL term that no reward owns."""
-        config, backbone, x_0 = self.config.loss, self.backbone, rollout.x_0[micro.index]
-        conditions, t = rollout.conditions(micro.index), micro.t.to(x_0)
+        """Accumulate the gradients of one micro-batch: a loss per reward, and a shared one that no reward owns."""
+        x_0 = rollout.x_0[micro.index]
+        epsilon, t = noise(micro.seeds, self.backbone.latent_shape).to(x_0), micro.t.to(x_0)
         time = t.view(-1, *[1] * (x_0.dim() - 1))
-        x_t = (1 - time) * x_0 + time * noise(micro.seeds, backbone.latent_shape).to(x_0)
-        with self.adapters.using("old"):
-            old = backbone.velocity(x_t, t, conditions)
-        wants_reference = config.kl and self.optimizer.wants_shared
-        if wants_reference:
-            with self.adapters.using(None):
-                reference = backbone.velocity(x_t, t, conditions)
-        prediction = backbone.velocity(x_t, t, conditions)
-
-        def loss(advantages: Tensor, counts: Tensor) -> marble_opt.SeparableLoss:
-            return marble_opt.losses.diffusion_nft(
-                prediction,
-                old,
-                x_t,
-                x_0,
-                t,
-                advantages.to(x_0),
-                beta=config.beta,
-                adv_clip=config.adv_clip,
-                counts=counts.to(x_0.device),
-                anchor=config.anchor,
-                samples=batch.samples,
-            )
-
-        shared = None
-        if wants_reference:
-            shared = config.kl * (prediction - reference).square().flatten(1).mean(1).sum() / batch.samples
-        if micro.mixed is not None:
-            summed = loss(micro.mixed, torch.tensor([batch.samples])).losses().sum()
-            shared = summed if shared is None else shared + summed
-        self.optimizer.backward(loss(micro.advantages, batch.counts), shared=shared, scaler=self.scaler)
+        x_t = (1 - time) * x_0 + time * epsilon
+        noised = Noised(x_0, x_t, epsilon, t, rollout.conditions(micro.index))
+        losses, shared = self.algorithm.loss(noised, micro, batch, self.optimizer.wants_shared)
+        self.optimizer.backward(losses, shared=shared, scaler=self.scaler)
 
     def evaluate(self) -> Evaluation:
         """Held-out images and scores of the averaged policy; the scores are kept in ``evaluations``, once per epoch."""

@@ -13,10 +13,11 @@ from backbones.load import load_backbone
 from backbones.settings import ModelSettings
 from prompts.prompt import Prompt
 from trainer import checkpoint
-from trainer.adapters import NAMES, Adapters, old_decay
+from trainer.adapters import Adapters
 from trainer.config import METHODS
 from trainer.evaluation import Evaluation, composite, evaluate
 from trainer.forecast import counts_of
+from trainer.nft import old_decay
 from trainer.rollout import Rollout, gdpo_advantages, roll_out, summed_advantages
 from trainer.run import Run, check_applies
 from trainer.step_batch import StepBatch, micro_steps, training_times
@@ -49,14 +50,14 @@ def test_adapters_start_as_the_base_model_bit_for_bit() -> None:
     conditions, x = backbone.encode([Prompt("two red circles")]), torch.randn(1, 3, 24, 24)
     expected = backbone.velocity(x, torch.tensor([0.5]), conditions)
     adapters = Adapters(backbone.transformer, backbone.lora_targets, 4)
-    for name in (*NAMES, None):
+    for name in (*adapters.names, None):
         with adapters.using(name):
             assert torch.equal(backbone.velocity(x, torch.tensor([0.5]), conditions), expected)
 
 
 def test_only_the_default_adapter_is_trained_whichever_is_used() -> None:
     trainer = small_trainer()
-    for name in (*NAMES, None):
+    for name in (*trainer.adapters.names, None):
         with trainer.adapters.using(name):
             trainable = {key for key, weight in trainer.backbone.transformer.named_parameters() if weight.requires_grad}
             assert trainable
@@ -199,7 +200,7 @@ def test_rollouts_depend_on_the_sample_and_not_on_the_batch() -> None:
     trainer = small_trainer()
     prompts = [prompts[0] for prompts in trainer.train_prompts.values()]
     rollouts = [
-        roll_out(trainer.backbone, trainer.adapters, trainer.scorer, prompts, small_config(option), 4)
+        roll_out(trainer.backbone, trainer.adapters, "old", trainer.scorer, prompts, small_config(option), 4)
         for option in ("rollout.batch=0", "rollout.batch=2")
     ]
     torch.testing.assert_close(rollouts[0].x_0, rollouts[1].x_0, rtol=0, atol=1e-5)
