@@ -1,5 +1,6 @@
-# Two commands do nearly everything on a fresh machine (Python >= 3.10, git, make):
+# Three commands do nearly everything on a fresh machine (Python >= 3.10, git, make):
 #   make demo    trains the tiny model with the weighted sum and with Marble, prints a table, draws runs/demo/report.png
+#   make recipe  dry run of the SD3.5 recipe: its pipeline and its five rewards, small and of random weights, on a CPU
 #   make test    runs linters, type checker and all tests
 #   make soak    200 000 random calls on the optimizer, and hundreds of kills of a training run; takes an hour or so
 
@@ -9,10 +10,15 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUTPUT ?= runs/demo
 
-.PHONY: demo test soak lint clean
+.PHONY: demo recipe test soak lint clean
 
 demo: $(VENV)/examples
 	$(BIN)/python examples/train.py --model tiny --balance sum marble --output $(OUTPUT) --resume
+
+recipe: $(VENV)/examples
+	$(BIN)/python examples/make_sd3.py runs/tiny-sd3
+	$(BIN)/python examples/make_rewards.py runs/tiny-rewards
+	$(BIN)/python examples/train.py --config tiny_sd3 --output runs/recipe --resume
 
 test: $(VENV)/test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile

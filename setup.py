@@ -45,10 +45,26 @@ setup(
             "transformers",
             "accelerate",  # examples/integrations/flow_grpo_loop.py
             "safetensors",
+            "tokenizers",
+            "sentencepiece",  # only for pipelines whose T5 has no tokenizer.json
+            "huggingface_hub",
+            "omegaconf>=2.3",  # first with optional and nested types in structured configs
+            "pillow>=10.1",  # first with load_default(size), for the labels of sample grids
+            "rapidocr>=3.10",  # the OCR reward; first tried with its models in the wheel
+            "onnxruntime",  # what rapidocr computes with
+            "requests",  # rewards on a server
             "scipy",
             "matplotlib",
             "tqdm",
         ],
+        "server": [
+            "fastapi>=0.115",  # oldest tried
+            "uvicorn>=0.30",  # oldest tried; its h11 connection is subclassed
+            "requests",
+            "pillow>=10.1",
+            "pyyaml",
+        ],
+        "wandb": ["wandb"],
         "triton": ["triton>=3.3; platform_system == 'Linux'"],  # torch's CUDA builds bring their own
         "tensorboard": ["tensorboard"],
         "test": [
@@ -56,6 +72,9 @@ setup(
             "pytest-xdist",  # two processes: most tests wait for others that they have started
             "hypothesis",
             "tensorboard",
+            "fastapi",
+            "uvicorn",
+            "pyyaml",
             "build",
             "triton; platform_system == 'Linux'",
             "accelerate",  # the loops that Marble is put into: prepare, accumulate, save_state

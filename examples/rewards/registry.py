@@ -69,7 +69,8 @@ class RewardSettings:
 def build(name: str, settings: RewardSettings) -> Reward:
     """The reward ``name``, ready to score.
 
-    Raises ``ValueError`` for an unknown name, and ``ImportError`` with the install command where a package is missing.
+    Raises ``ValueError`` for an unknown name or weights that cannot be loaded, and ``ImportError`` with the install
+    command where a package is missing.
     """
     if settings.url:
         from .remote import RemoteReward
@@ -79,5 +80,11 @@ def build(name: str, settings: RewardSettings) -> Reward:
         known = ", ".join(FACTORIES)
         raise ValueError(f"unknown reward {name!r}: known are {known}; a new one goes into rewards.registry.FACTORIES")
     module, factory = FACTORIES[name].split(":")
-    with quiet():
-        return getattr(import_module(module), factory)(settings)
+    try:
+        with quiet():
+            return getattr(import_module(module), factory)(settings)
+    except OSError as error:
+        raise ValueError(
+            f"reward {name}: its weights cannot be loaded with options {settings.options or '{}'}: give them as local "
+            f"folders, or serve this reward elsewhere and set its url. {error}"
+        ) from error

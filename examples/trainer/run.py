@@ -43,8 +43,8 @@ def train(config: Config, folder: Path, resume: bool, device: str, base: Evaluat
     saved = checkpoint.load(folder)
     if saved is not None and not resume:
         raise ValueError(f"{folder} holds a run already: continue it with --resume, or choose another --output")
-    backbone = load_backbone(config.model, device)
     with Scorer(config.rewards) as scorer:
+        backbone = load_backbone(config.model, device)
         trainer = Trainer(config, backbone, scorer)
         if base is None:
             base = evaluate(backbone, trainer.adapters, None, scorer, trainer.test_prompts, config)

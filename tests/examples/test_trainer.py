@@ -97,6 +97,18 @@ def test_micro_batches_change_nothing(method: str, anchor: str) -> None:
     assert whole.step == 6
 
 
+def test_a_gradient_scaler_changes_nothing_but_the_scale() -> None:
+    """What precision fp16 uses, here on fp32 gradients."""
+    plain, scaled = small_trainer("optimizer.max_grad_norm=0.01"), small_trainer("optimizer.max_grad_norm=0.01")
+    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for trainer in (plain, scaled):
+        trainer.train_epoch()
+        trainer.train_epoch()
+    for a, b in zip(adapter_weights(plain), adapter_weights(scaled), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    assert scaled.state_dict()["scaler"]["scale"] == 2.0**10
+
+
 def test_probes_and_guards_are_passed_on() -> None:
     options = ("balance.probe=0.5", "loss.timesteps=2", "optimizer.micro_batch=3", "balance.guard=step", "loss.kl=0.01")
     trainer = small_trainer(*options)
