@@ -1,11 +1,12 @@
 """Everything that needs a GPU, in one command: the GPU tests, the kernels' benchmark, the step at SD3.5 Medium's size.
 
-    python benchmarks/gpu_check.py                    about 20 minutes on one H200
+    python benchmarks/gpu_check.py                    half an hour on one H200, estimated
     python benchmarks/gpu_check.py --quick            tests and kernels only
 
 Each part runs in a process of its own and its output is kept in results/gpu_check/; the exit status is that of the
 tests. Rows go to results/kernels.jsonl, results/step_cost.jsonl and results/sd35_epoch.jsonl, and a table of all parts
-is printed last. The epoch writes a pipeline with random weights to runs/medium-sd3 first (8 GB).
+is printed last. The epoch writes a pipeline with random weights to runs/medium-sd3 first (8 GB), which the recipe, the
+trainer end to end for one epoch, uses too.
 """
 
 import argparse
@@ -31,6 +32,8 @@ PARTS = {
     ],
     "parts of a micro-step": ["benchmarks/step_cost_parts.py", "--model", "sd35", "--device", "cuda"],
     "an epoch, SD3.5 Medium": ["benchmarks/sd35_epoch.py", "--size", "medium", "--device", "cuda", "--store"],
+    "small reward models": ["examples/make_rewards.py", "runs/tiny-rewards"],
+    "the recipe, SD3.5 Medium": ["examples/train.py", "--config", "random_sd35_1gpu", "--output", "runs/random-sd35"],
 }
 QUICK = ("GPU tests", "all other tests of the kernels", "kernels")
 
