@@ -37,15 +37,17 @@ def generate_general(count: int, seed: int, held_out: bool = False) -> list[Prom
     print").
 
     A function of ``count``, ``seed`` and ``held_out`` alone. ``metadata`` is empty. A fifth of all pairs of subject and
-    setting is held out, in all styles. Raises ``ValueError`` where there are not as many prompts.
+    setting is held out, in all styles. Raises ``ValueError`` for a negative ``count``, and where there are not as many.
     """
     combinations = [
         (subject, setting, style)
         for subject, setting, style in product(_SUBJECTS, _SETTINGS, _STYLES)
         if is_held_out("general", subject, setting) == held_out
     ]
-    if not 0 <= count <= len(combinations):
-        raise ValueError(f"count must be from 0 to {len(combinations)}, the different prompts there are, got {count}")
+    if count < 0:
+        raise ValueError(f"count must not be negative, got {count}")
+    if count > len(combinations):
+        raise ValueError(f"there are {len(combinations)} different prompts, asked for {count}")
     chosen = Random(f"general {seed} {held_out}").sample(combinations, count)
     return [Prompt(_sentence(*combination), "general") for combination in chosen]
 

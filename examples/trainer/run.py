@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from backbones.load import load_backbone
+from prompts.sampler import rank_slice
 from rewards.scorer import Scorer
 
 from . import checkpoint, ranks
@@ -38,8 +39,10 @@ def train(config: Config, folder: Path, resume: bool, device: str, base: Evaluat
     checkpoint.pt, metrics.jsonl, grids/, the LoRA of the averaged weights in lora/ and that of the best composite
     z-score in best/.
 
-    Raises ``ValueError`` where a run is found without ``resume``, or one of other settings.
+    Raises ``ValueError`` where a run is found without ``resume``, or one of other settings, where the samples cannot be
+    shared out, and for a reward that applies nowhere.
     """
+    check_shares(config)
     saved = checkpoint.load(folder)
     if saved is not None and not resume:
         raise ValueError(f"{folder} holds a run already: continue it with --resume, or choose another --output")
@@ -61,6 +64,17 @@ def train(config: Config, folder: Path, resume: bool, device: str, base: Evaluat
             keeper.begin(base)
             final = _epochs(trainer, keeper)
     return Run(config, trainer.history, trainer.evaluations, base, final)
+
+
+def check_shares(config: Config) -> None:
+    """Raise ``ValueError`` where the ranks, or their optimizer steps, cannot have equal shares of an epoch's samples."""
+    own = len(rank_slice(config.rollout.prompts, config.rollout.images, ranks.rank(), ranks.ranks()))
+    steps = config.optimizer.steps_per_epoch
+    if own % steps:
+        raise ValueError(
+            f"each of {ranks.ranks()} ranks has {own} samples per epoch, which optimizer.steps_per_epoch ({steps}) does "
+            "not divide: choose rollout.prompts or rollout.images so that it does"
+        )
 
 
 def check_applies(base: Evaluation) -> None:
@@ -108,7 +122,9 @@ class Keeper:
 
     def epoch(self, numbers: dict[str, float]) -> None:
         """An epoch's numbers."""
-        self.logs.write(self.trainer.step, {name: value for name, value in numbers.items() if name != "step"})
+        seconds = self.trainer.seconds | self.trainer.scorer.seconds
+        own = {name: value for name, value in numbers.items() if name != "step"}
+        self.logs.write(self.trainer.step, own | {f"seconds/{name}": value for name, value in seconds.items()})
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Held-out scores, a grid of samples, and the LoRA, once more in best/ if its composite is the best so far."""

@@ -1,5 +1,7 @@
 """The training loop: rollouts, scores, balanced optimizer steps on them; then the rollout policy follows."""
 
+from time import perf_counter
+
 import torch
 
 from backbones.interface import Backbone
@@ -19,7 +21,8 @@ from .step_batch import MicroBatch, StepBatch, micro_steps
 
 
 class Trainer:
-    """One run. ``history`` has a dictionary of numbers per epoch; everything is a function of the config.
+    """One run. ``history`` has a dictionary of numbers per epoch; everything is a function of the config, but for
+    ``seconds``, those of the last epoch by phase.
 
     Args:
         config: the settings.
@@ -39,6 +42,7 @@ class Trainer:
         self.optimizer = make_optimizer(config, trained, backbone.transformer, micro_steps(config, own))
         scaled = config.model.precision == "fp16"
         self.scaler = torch.amp.GradScaler(backbone.device.type) if scaled else None
+        self.seconds: dict[str, float] = {}
         self.epoch = self.step = 0
         self.history: list[dict[str, float]] = []
         self.evaluations: list[dict[str, float]] = []
@@ -50,15 +54,19 @@ class Trainer:
             name: stage.sources.get(name, 0.0) if stage.sources else s.weight for name, s in config.sources.items()
         }
         prompts = choose(self.train_prompts, shares, config.rollout.prompts, config.seed, self.epoch)
+        start = perf_counter()
         rollout = roll_out(
             self.backbone, self.adapters, self.algorithm.rollout, self.scorer, prompts, config, self.epoch
         )
+        rolled = perf_counter()
         trained = rollout.only([name in stage.rewards for name in config.rewards])
         times = self.backbone.times(config.rollout.steps, config.rollout.solver)
         for batch in self.algorithm.batches(trained, times, self.epoch, self.weights):
             self._optimizer_step(trained, batch)
         self.algorithm.follow(self.step)
         self.epoch += 1
+        waited, end = self.scorer.waited, perf_counter()
+        self.seconds = {"rollout": rolled - start - waited, "waiting for rewards": waited, "training": end - rolled}
         self.history.append(self._numbers(rollout))
         return self.history[-1]
 

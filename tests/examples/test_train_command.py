@@ -16,10 +16,15 @@ from trainer import checkpoint
 from trainer.config import load_config
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train.py"
-SMALL = ["epochs=6", "evaluation.prompts=3", "evaluation.every=3", "evaluation.shown=1"]
-SMALL += [
-    option for option in trainer_cases.SMALL if not option.startswith(("epochs", "evaluation", "rollout.prompts"))
-]
+SMALL = (
+    *(option for option in trainer_cases.SMALL if not option.startswith(("epochs", "evaluation", "rollout.prompts"))),
+    "epochs=6",
+    "evaluation.prompts=3",
+    "evaluation.every=3",
+    "evaluation.shown=1",
+    "rollout.prompts=4",
+    "optimizer.micro_batch=6",
+)
 
 
 def start(output: Path, *options: str, launcher: Sequence[str] = (sys.executable,)) -> subprocess.Popen[str]:

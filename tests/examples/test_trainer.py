@@ -19,7 +19,7 @@ from trainer.evaluation import Evaluation, composite, evaluate
 from trainer.forecast import counts_of
 from trainer.nft import old_decay
 from trainer.rollout import Rollout, gdpo_advantages, roll_out, summed_advantages
-from trainer.run import Run, check_applies
+from trainer.run import Run, check_applies, check_shares
 from trainer.step_batch import StepBatch, micro_steps, training_times
 from trainer.table import table, worst_cosine
 
@@ -231,6 +231,15 @@ def test_evaluation_is_repeatable_and_independent_of_training() -> None:
 def test_the_composite_is_a_mean_of_z_scores() -> None:
     base = {"a": 1.0, "a/std": 0.5, "b": 2.0, "b/std": 4.0, "c": math.nan, "c/std": math.nan, "d": 1.0, "d/std": 0.0}
     assert composite({"a": 2.0, "b": 0.0, "c": math.nan, "d": 2.0}, base, ["a", "b", "c", "d"]) == (2.0 - 0.5) / 2
+
+
+def test_samples_that_cannot_be_shared_out_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_shares(small_config())
+    monkeypatch.setattr("trainer.run.ranks.ranks", lambda: 2)
+    with pytest.raises(ValueError, match="cannot be divided by 2 ranks: take 2 or 4 prompts"):
+        check_shares(small_config())
+    with pytest.raises(ValueError, match=r"has 6 samples per epoch, which optimizer.steps_per_epoch \(4\) does not"):
+        check_shares(small_config("rollout.images=4", "optimizer.steps_per_epoch=4"))
 
 
 def test_a_reward_that_never_applies_is_refused() -> None:

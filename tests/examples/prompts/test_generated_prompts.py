@@ -44,7 +44,7 @@ def test_general_prompts_hold_out_pairs_of_subject_and_setting() -> None:
     training, held_out = generate_general(3000, 0), generate_general(600, 1, held_out=True)
     assert not {scene(prompt) for prompt in training} & {scene(prompt) for prompt in held_out}
     assert all(prompt.metadata == {} and prompt.source == "general" for prompt in training)
-    with pytest.raises(ValueError, match="count must be from 0 to"):
+    with pytest.raises(ValueError, match="different prompts, asked for 100000"):
         generate_general(100_000, 0)
 
 

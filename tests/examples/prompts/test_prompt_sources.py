@@ -83,7 +83,7 @@ def test_a_source_named_ocr_needs_texts_in_any_file(tmp_path: Path) -> None:
     [
         ("", "the source 'general' has no path: set it to tiny:"),
         ("tiny:words", "asks for tiny:words; the tiny world has general, text, composition"),
-        ("generated:cats", "asks for generated:cats; there are ocr, geneval"),
+        ("generated:cats", "asks for generated:cats; there are general, ocr, geneval"),
         ("hub:some/set", "hub:some/set is of an unknown kind 'hub'; use tiny:"),
         ("no/such.txt", "there is no file or folder no/such.txt here .*: correct the path"),
     ],
