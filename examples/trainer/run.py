@@ -67,13 +67,13 @@ def train(config: Config, folder: Path, resume: bool, device: str, base: Evaluat
 
 
 def check_shares(config: Config) -> None:
-    """Raise ``ValueError`` where the ranks, or their optimizer steps, cannot have equal shares of an epoch's samples."""
+    """Raise ``ValueError`` where ranks, or their optimizer steps, cannot have equal shares of an epoch's samples."""
     own = len(rank_slice(config.rollout.prompts, config.rollout.images, ranks.rank(), ranks.ranks()))
     steps = config.optimizer.steps_per_epoch
     if own % steps:
         raise ValueError(
-            f"each of {ranks.ranks()} ranks has {own} samples per epoch, which optimizer.steps_per_epoch ({steps}) does "
-            "not divide: choose rollout.prompts or rollout.images so that it does"
+            f"each of {ranks.ranks()} ranks has {own} samples per epoch, which optimizer.steps_per_epoch ({steps}) "
+            "does not divide: choose rollout.prompts or rollout.images so that it does"
         )
 
 

@@ -238,7 +238,7 @@ def test_samples_that_cannot_be_shared_out_are_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr("trainer.run.ranks.ranks", lambda: 2)
     with pytest.raises(ValueError, match="cannot be divided by 2 ranks: take 2 or 4 prompts"):
         check_shares(small_config())
-    with pytest.raises(ValueError, match=r"has 6 samples per epoch, which optimizer.steps_per_epoch \(4\) does not"):
+    with pytest.raises(ValueError, match=r"has 6 samples per epoch, which optimizer.steps_per_epoch \(4\) does"):
         check_shares(small_config("rollout.images=4", "optimizer.steps_per_epoch=4"))
 
 
