@@ -1,5 +1,6 @@
 """The table at the end of a run."""
 
+import math
 from statistics import mean, stdev
 
 import numpy as np
@@ -49,7 +50,7 @@ def table(runs: list[Run]) -> str:
         ("step_cosine", "steps in conflict (step taken)"),
     ):
         shares = [[conflict_share(run, prefix) for run in runs if run.config.method == method] for method in methods]
-        lines.append(_row(label, ["", *(f"{100 * mean(values):.0f} %" for values in shares)]))
+        lines.append(_row(label, ["", *(_percent(mean(values)) for values in shares)]))
     spread = "standard error over held-out images" if len(seeds) == 1 else f"standard deviation over seeds {seeds}"
     epochs = max(run.config.total_epochs for run in runs)
     lines.append(f"({epochs} epochs, {base.scores.shape[1]} held-out images; ±: {spread}, for the base over images)")
@@ -60,6 +61,10 @@ def _cell(summaries: list[dict[str, float]], name: str) -> str:
     values = [summary[name] for summary in summaries]
     spread = stdev(values) if len(values) > 1 else summaries[0][f"{name}/stderr"]
     return f"{mean(values):.3f} ± {spread:.3f}"
+
+
+def _percent(share: float) -> str:
+    return "not measured" if math.isnan(share) else f"{100 * share:.0f} %"
 
 
 def _row(label: str, cells: list[str]) -> str:
