@@ -1,17 +1,22 @@
 """The rewards of the tiny world on images whose content is known."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 
+from rewards.registry import RewardSettings, build
 from tiny import quality
-from tiny.captions import KINDS, SHAPES, Group, composition_caption, random_caption, split, text_caption
+from tiny.captions import KINDS, SHAPES, Caption, Group, composition_caption, random_caption, split, text_caption
 from tiny.composition import composition_score, find_objects
 from tiny.edit_distance import edit_distance
 from tiny.reading import read, reading_score
 from tiny.render import RGB, SIZE, render, shape_mask
-from tiny.rewards import REWARDS, score
 from tiny.text_encoder import tokenize
+
+REWARDS = ("reading", "composition", "colour", "contrast", "clean")
 
 
 def rendered(caption, seed: int = 0) -> torch.Tensor:
@@ -70,6 +75,13 @@ def test_composition_score_is_the_share_of_facts() -> None:
     paint(image, "square", "red", 17, 15)
     assert composition_score(image, caption) == 0.5, "a stray colour halves the score"
     assert composition_score(blank(), caption) == 0.0
+
+
+def score(images: torch.Tensor, captions: list[Caption]) -> torch.Tensor:
+    """[K, B], by the rewards as a run builds them; facts travel as JSON, as they do to a server."""
+    metadata = json.loads(json.dumps([{"caption": asdict(caption)} for caption in captions]))
+    texts = [caption.text for caption in captions]
+    return torch.stack([build(name, RewardSettings())(images, texts, metadata) for name in REWARDS])
 
 
 def test_most_rendered_captions_score_full() -> None:
