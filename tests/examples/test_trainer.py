@@ -45,6 +45,14 @@ def test_the_step_follows_the_gradient_under_sgd_only(optimizer: str) -> None:
     assert same == (optimizer == "sgd")
 
 
+def test_an_epoch_shows_its_refresh_whichever_of_its_steps_that_was() -> None:
+    """As in the recipe: two steps per epoch, a refresh on every tenth one, always the first of its epoch."""
+    trainer = small_trainer("rollout.images=4", "optimizer.steps_per_epoch=2", "balance.refresh_every=4")
+    rows = [trainer.train_epoch() for _ in range(3)]
+    assert [row["balance/refreshed"] for row in rows] == [1, 0, 1]
+    assert [worst_cosine(row) is not None for row in rows] == [True, False, True]
+
+
 def test_adapters_start_as_the_base_model_bit_for_bit() -> None:
     backbone = load_backbone(ModelSettings())
     conditions, x = backbone.encode([Prompt("two red circles")]), torch.randn(1, 3, 24, 24)
