@@ -63,6 +63,22 @@ def test_adapters_start_as_the_base_model_bit_for_bit() -> None:
             assert torch.equal(backbone.velocity(x, torch.tensor([0.5]), conditions), expected)
 
 
+def test_adapters_leave_the_generators_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of GPUs are not asked for: torch warns where there are several."""
+    forked: list[object] = []
+    fork = torch.random.fork_rng
+
+    def remember(devices: object = None) -> object:
+        forked.append(devices)
+        return fork(devices=devices)
+
+    monkeypatch.setattr(torch.random, "fork_rng", remember)
+    backbone, before = load_backbone(ModelSettings()), torch.get_rng_state()
+    Adapters(backbone.transformer, backbone.lora_targets, 4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert forked == [[]]
+
+
 def test_only_the_default_adapter_is_trained_whichever_is_used() -> None:
     trainer = small_trainer()
     for name in (*trainer.adapters.names, None):
@@ -186,6 +202,29 @@ def test_mixed_advantages_follow_their_definitions() -> None:
     assert summed_advantages(conflicting, ONES)[0, 0] > 0.99, "the raw sum follows the reward of larger scale"
     assert gdpo_advantages(conflicting, ONES)[0, :2].abs().max() < 1e-3, "z-scores of two opposed rewards cancel"
     assert gdpo_advantages(conflicting, torch.tensor([2.0, 1.0]))[0, 0] < -0.99, "unless one has more weight"
+
+
+def test_a_score_lost_in_an_outage_sets_no_image_apart() -> None:
+    """The second image has lost its second score, the fourth both."""
+    nan = torch.nan
+    rollout = rollout_of(torch.tensor([[1.0, 2.0, 1.0, nan], [20.0, nan, 3.0, nan]]))
+    for mixed in (summed_advantages(rollout, ONES), gdpo_advantages(rollout, ONES)):
+        torch.testing.assert_close(mixed[0, :2], torch.tensor([-1.0, 1.0]), atol=1e-3, rtol=0)
+        assert mixed.isnan().tolist() == [[False, False, False, True]]
+
+
+@pytest.mark.parametrize("method", ["sum", "gdpo"])
+def test_a_sum_of_nothing_trains_nothing(method: str) -> None:
+    trainer = small_trainer(f"method={method}", "loss.kl=0", "stages=[{epochs: 3, rewards: [reading]}]")
+    trainer.train_prompts["text"] = trainer.train_prompts["composition"]
+    before = adapter_weights(trainer)
+    # Away from the old policy the anchor has a gradient.
+    with torch.no_grad():
+        for weight in trainer.adapters.parameters("old").values():
+            weight.add_(0.1)
+    trainer.train_epoch()
+    trained = len(trainer.adapters.parameters("default"))
+    assert all(torch.equal(a, b) for a, b in zip(before[:trained], adapter_weights(trainer), strict=False))
 
 
 def test_a_reward_that_tells_no_images_apart_sits_the_step_out() -> None:
