@@ -69,6 +69,8 @@ def test_a_file_starts_from_a_preset_and_overrides_come_last(tmp_path: Path) -> 
         ("loss.old=fast", "loss.old must be one of"),
         ("lora.rank=0", "lora.rank must be at least 1"),
         ("evaluation.every=0", "at least 1"),
+        ("evaluation.shown=0", "shown are at least 1"),
+        ("seed=-1", "seed must be a whole number >= 0"),
         ("rewards.reading.weight=-1", "must not be negative"),
         ("rewards.taste.weight=1", "unknown reward 'taste': known are pickscore"),
         ("rewards.reading.dtype=int8", "dtype"),
@@ -76,6 +78,8 @@ def test_a_file_starts_from_a_preset_and_overrides_come_last(tmp_path: Path) -> 
         ("model.precision=tf32", "model.precision must be"),
         ("stages=[{epochs: 1, rewards: [taste]}]", r"stages\[0\] names \['taste'\]"),
         ("stages=[{epochs: 1}]", "at least one reward"),
+        ("stages=[{epochs: 1, rewards: [clean], sources: {text: 0}}]", r"stages\[0\].sources must be weights >= 0"),
+        ("stages=[{epochs: 1, rewards: [clean], sources: {text: -1, general: 1}}]", r"stages\[0\].sources must be"),
         ("balance.groups={a: [reading, taste]}", r"balance.groups names \['taste'\]"),
         ("balance.ema=1", "balance.ema"),
         ("balance.refresh_every=0", "balance.refresh_every"),
@@ -89,8 +93,20 @@ def test_bad_settings_are_refused(override: str, message: str) -> None:
 
 
 def test_sums_take_no_probe() -> None:
-    with pytest.raises(ValueError, match="sums take no probe"):
+    with pytest.raises(ValueError, match=r"method sum takes no probe.*set balance\.probe=0"):
         small_config("method=sum", "balance.probe=0.5")
+
+
+def test_probes_go_with_a_refresh_on_every_step() -> None:
+    with pytest.raises(ValueError, match=r"balance\.probe solves on every step"):
+        small_config("balance.refresh_every=2", "balance.probe=0.5")
+
+
+def test_a_resumed_run_may_compute_elsewhere_and_in_other_portions() -> None:
+    config = small_config("rewards.clean.url=http://other:1", "rewards.clean.batch_size=2", "optimizer.micro_batch=1")
+    config.check_same(small_config("rollout.batch=2", "model.decode_batch=1").as_dict())
+    with pytest.raises(ValueError, match=r"other settings \(rewards.clean.scale: saved 2.0, now 1.0\)"):
+        config.check_same(small_config("rewards.clean.scale=2").as_dict())
 
 
 def test_all_weights_zero_are_refused() -> None:
