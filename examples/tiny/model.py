@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import SD3Transformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -49,7 +49,6 @@ class TinyModel(nn.Module):
         super().__init__()
         self.transformer = transformer
         self.text_encoder = text_encoder
-        self.scheduler = FlowMatchEulerDiscreteScheduler()
 
     @classmethod
     def new(cls, width: int = 128) -> "TinyModel":
@@ -80,11 +79,6 @@ class TinyModel(nn.Module):
         width = self.text_encoder.position.shape[1]
         (folder / "text_encoder.json").write_text(json.dumps({"width": width}) + "\n")
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model runs."""
-        return self.transformer.device
-
     def velocity(self, x: Tensor, t: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor:
         """Velocity [B, 3, 24, 24] at ``x`` and time ``t`` [B] in [0, 1]."""
         sequence, pooled = embeddings
@@ -100,21 +94,6 @@ class TinyModel(nn.Module):
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Embeddings of captions, without gradient."""
         return self.text_encoder(captions)
-
-    def timesteps(self, steps: int) -> Tensor:
-        """The times t in (0, 1] of a rollout with ``steps`` steps, [steps], from noise to image."""
-        self.scheduler.set_timesteps(steps, device=self.device)
-        return self.scheduler.timesteps / 1000
-
-    @torch.no_grad()
-    def sample(self, embeddings: tuple[Tensor, Tensor], noise: Tensor, steps: int) -> Tensor:
-        """Integrate the flow from ``noise`` [B, 3, 24, 24]: final latents x_0, [-1, 1] up to overshoot."""
-        times = self.timesteps(steps)
-        x = noise
-        for t in times:
-            v = self.velocity(x, t.expand(len(x)), embeddings)
-            x = self.scheduler.step(v, t * 1000, x, return_dict=False)[0]
-        return x
 
     @staticmethod
     def decode(latents: Tensor) -> Tensor:

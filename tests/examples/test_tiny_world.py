@@ -1,21 +1,32 @@
 """The rewards of the tiny world on images whose content is known."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 
+from rewards.registry import RewardSettings, build
 from tiny import quality
-from tiny.captions import KINDS, SHAPES, Group, composition_caption, random_caption, split, text_caption
+from tiny.captions import KINDS, SHAPES, Caption, Group, composition_caption, random_caption, split, text_caption
 from tiny.composition import composition_score, find_objects
 from tiny.edit_distance import edit_distance
 from tiny.reading import read, reading_score
 from tiny.render import RGB, SIZE, render, shape_mask
-from tiny.rewards import REWARDS, score
 from tiny.text_encoder import tokenize
+
+REWARDS = ("reading", "composition", "colour", "contrast", "clean")
 
 
 def rendered(caption, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(render(caption, np.random.default_rng(seed)))[None]
+
+
+def score(images: torch.Tensor, captions: list[Caption]) -> torch.Tensor:
+    """All rewards by name, as a run builds them, [5, B]."""
+    metadata = [{"caption": asdict(caption)} for caption in captions]
+    texts = [caption.text for caption in captions]
+    return torch.stack([build(name, RewardSettings())(images, texts, metadata) for name in REWARDS])
 
 
 def blank(level: float = 0.8) -> np.ndarray:
