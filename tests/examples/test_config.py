@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from trainer_cases import small_config
 
+from train import parse
 from trainer.config import PRESETS, load_config
 
 
@@ -132,3 +133,11 @@ def test_a_file_that_is_no_yaml_is_refused_by_name(tmp_path: Path) -> None:
     path.write_text("sources: [\n")
     with pytest.raises(ValueError, match=r"broken\.yaml"):
         load_config(str(path))
+
+
+def test_settings_stand_anywhere_on_the_command_line_and_paths_may_look_alike() -> None:
+    words = ["rewards.my-own.weight=2", "--output", "runs/lr=1e-4", "stages=[{epochs: 1}]", "--seeds", "1", "2"]
+    arguments, overrides = parse(words)
+    assert str(arguments.output) == "runs/lr=1e-4"
+    assert arguments.seeds == [1, 2]
+    assert overrides == ["rewards.my-own.weight=2", "stages=[{epochs: 1}]"]

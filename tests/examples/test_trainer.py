@@ -323,3 +323,13 @@ def test_table_names_every_reward_and_the_conflict_shares() -> None:
     assert names == ["reading", "composition", "colour", "contrast", "clean"]
     assert "steps in conflict (gradient)" in text
     assert "steps in conflict (step taken)" in text
+
+
+def test_the_table_has_no_row_for_what_was_not_measured() -> None:
+    trainer = small_trainer("balance.track_step=false")
+    trainer.train_epoch()
+    base = trainer.evaluate()
+    text = table([Run(trainer.config, trainer.history, trainer.evaluations, base, base)])
+    assert "steps in conflict (gradient)" in text
+    assert "step taken" not in text
+    assert "nan" not in text
