@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from trainer_cases import small_config
 
+from prompts.sources import load_prompts
 from train import parse
 from trainer.config import PRESETS, load_config
 
@@ -14,6 +15,15 @@ def test_every_preset_loads(name: str) -> None:
     config = load_config(name)
     assert config.rewards
     assert config.total_epochs >= 1
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_presets_have_the_prompts_that_need_no_download(name: str) -> None:
+    for source, settings in load_config(name).sources.items():
+        if settings.path.startswith(("tiny:", "generated:")):
+            train, test = (load_prompts(source, settings, held_out) for held_out in (False, True))
+            assert not {prompt.text for prompt in train} & {prompt.text for prompt in test}
+            assert settings.count in (0, len(train))
 
 
 def test_the_recipe_is_marbles() -> None:
