@@ -10,6 +10,7 @@ Each method runs with the same seeds, prompts and rollout budget. A run that is 
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--output", type=Path, default=Path("runs/demo"))
     parser.add_argument("--resume", action="store_true", help="continue the runs found in --output")
     parser.add_argument("--device", default="", help="default: this rank's GPU, else the CPU")
-    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    # A path may hold "=" as well: --output runs/lr=1e-4.
+    overrides = [word for word in words if re.match(r"\w[\w.-]*=", word)]
     arguments = parser.parse_args([word for word in words if word not in overrides])
     if arguments.config is None:
         arguments.config = "tiny" if arguments.model in (None, "tiny") else "marble_sd35_1gpu"

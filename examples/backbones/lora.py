@@ -1,6 +1,8 @@
 """One LoRA adapter as a file that diffusers reads."""
 
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from diffusers import StableDiffusion3Pipeline
 from peft.utils import get_peft_model_state_dict
@@ -11,7 +13,8 @@ def save_lora(transformer: nn.Module, folder: Path, adapter: str, write: bool = 
     """Write ``folder``/pytorch_lora_weights.safetensors: the weights of ``adapter``, its config (with α) as metadata.
 
     ``StableDiffusion3Pipeline.load_lora_weights(folder)`` reads it. Sharded weights are gathered: then all ranks must
-    call, those that shall not write a file with ``write=False``. Raises ``ValueError`` for an unknown adapter.
+    call, those that shall not write a file with ``write=False``. The file appears whole or not at all. Raises
+    ``ValueError`` for an unknown adapter.
     """
     known = getattr(transformer, "peft_config", {})
     if adapter not in known:
@@ -19,8 +22,12 @@ def save_lora(transformer: nn.Module, folder: Path, adapter: str, write: bool = 
     weights = get_peft_model_state_dict(transformer, adapter_name=adapter)
     whole = {name: w.full_tensor() if hasattr(w, "full_tensor") else w for name, w in weights.items()}
     if write:
-        StableDiffusion3Pipeline.save_lora_weights(
-            str(folder),
-            transformer_lora_layers={name: weight.detach().cpu() for name, weight in whole.items()},
-            transformer_lora_adapter_metadata=known[adapter].to_dict(),
-        )
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".") as own:
+            StableDiffusion3Pipeline.save_lora_weights(
+                own,
+                transformer_lora_layers={name: weight.detach().cpu() for name, weight in whole.items()},
+                transformer_lora_adapter_metadata=known[adapter].to_dict(),
+            )
+            for file in Path(own).iterdir():
+                os.replace(file, folder / file.name)

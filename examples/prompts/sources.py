@@ -16,7 +16,7 @@ GENERATORS = {
     "ocr": "prompts.ocr_prompts:generate_ocr",
     "geneval": "prompts.geneval_prompts:generate_geneval",
 }
-# How many prompts are generated where ``count`` is 0: to train on, held out.
+# How many prompts are generated: to train on where ``count`` is 0, held out at most.
 GENERATED, GENERATED_HELD_OUT = 5000, 500
 TINY = ("general", "text", "composition")
 # DiffusionNFT's layout: a folder has one of these pairs, (to train on, held out).
@@ -38,8 +38,8 @@ class SourceSettings:
       in 20 is held out, by a hash of its text; so are those of a folder without a test file.
 
     ``weight``: its share of an epoch's prompts relative to other sources; 0 leaves it out. ``count``: at most so many
-    prompts, the first ones, of the training and of the held-out list each; 0 for all, or for 5000 and 500 generated
-    ones.
+    prompts, the first ones, of the training and of the held-out list each; 0 for all, or for 5000 generated ones. At
+    most 500 are generated to be held out.
 
     Raises ``ValueError`` for a number out of range.
     """
@@ -94,7 +94,9 @@ def _generated(name: str, kind: str, count: int, held_out: bool) -> list[Prompt]
         raise ValueError(f"the source {name!r} asks for generated:{kind}; there are {', '.join(GENERATORS)}")
     module, function = GENERATORS[kind].split(":")
     generate: Callable[..., list[Prompt]] = getattr(import_module(module), function)
-    count = count or (GENERATED_HELD_OUT if held_out else GENERATED)
+    count = count or GENERATED
+    if held_out:
+        count = min(count, GENERATED_HELD_OUT)
     return [replace(prompt, source=name) for prompt in generate(count, _SEED, held_out=held_out)]
 
 

@@ -69,8 +69,8 @@ class RewardSettings:
 def build(name: str, settings: RewardSettings) -> Reward:
     """The reward ``name``, ready to score.
 
-    Raises ``ValueError`` for an unknown name or weights that cannot be loaded, and ``ImportError`` with the install
-    command where a package is missing.
+    Raises ``ValueError`` for an unknown name, a GPU that is not there, or weights that cannot be loaded, and
+    ``ImportError`` with the install command where a package is missing.
     """
     if settings.url:
         from .remote import RemoteReward
@@ -79,6 +79,8 @@ def build(name: str, settings: RewardSettings) -> Reward:
     if name not in FACTORIES:
         known = ", ".join(FACTORIES)
         raise ValueError(f"unknown reward {name!r}: known are {known}; a new one goes into rewards.registry.FACTORIES")
+    if torch.device(settings.device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"reward {name}: there is no GPU here for its device {settings.device!r}; or set its url")
     module, factory = FACTORIES[name].split(":")
     try:
         with quiet():

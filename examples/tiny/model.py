@@ -79,11 +79,6 @@ class TinyModel(nn.Module):
         width = self.text_encoder.position.shape[1]
         (folder / "text_encoder.json").write_text(json.dumps({"width": width}) + "\n")
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model runs."""
-        return self.transformer.device
-
     def velocity(self, x: Tensor, t: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor:
         """Velocity [B, 3, 24, 24] at ``x`` and time ``t`` [B] in [0, 1]."""
         sequence, pooled = embeddings

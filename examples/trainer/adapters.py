@@ -37,12 +37,16 @@ class Adapters:
         config = LoraConfig(
             r=rank, lora_alpha=alpha or 2 * rank, init_lora_weights="gaussian", target_modules=list(targets)
         )
-        with torch.random.fork_rng(), warnings.catch_warnings():
+        # peft draws on the CPU, so all ranks draw the same. Forking the generators of all GPUs as well would make every
+        # rank of a machine with several print a warning.
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # peft warns about what is meant here: several adapters on one model.
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             torch.manual_seed(seed)
             for name in self.names:
                 transformer.add_adapter(config, adapter_name=name)
+        # Looked for once: a transformer has thousands of modules, and adapters change several times per micro-step.
+        self._layers = [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]
         for name in self.names:
             for weight in self.parameters(name).values():
                 weight.data = weight.data.float()
@@ -78,13 +82,13 @@ class Adapters:
     def _activate(self, name: str | None) -> None:
         """Switch to an adapter or to none. peft moves ``requires_grad`` along; here it stays with the trained one, as
         FSDP2 and Marble look at it."""
-        for module in self.transformer.modules():
-            if isinstance(module, BaseTunerLayer):
-                module.enable_adapters(name is not None)
-                module.set_adapter(name or self.names[0])
-        for other in self.names:
-            for weight in self.parameters(other).values():
-                weight.requires_grad_(other == self.names[0])
+        for layer in self._layers:
+            layer.enable_adapters(name is not None)
+            layer.set_adapter(name or self.names[0])
+            for kind in layer.adapter_layer_names:
+                for other, weights in getattr(layer, kind).items():
+                    if other in self.names:
+                        weights.requires_grad_(other == self.names[0])
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """All adapters' weights."""

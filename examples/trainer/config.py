@@ -30,6 +30,10 @@ ALGORITHMS = ("nft",)
 METHODS = ("sum", "gdpo", "equal", "marble")
 PARALLEL = ("ddp", "fsdp2")
 PRESETS = Path(__file__).parents[1] / "presets"
+# What a resumed run may change: how long it is, what it shows, and where and in what portions it computes.
+_FREE = ("epochs", "parallel", "log.", "evaluation.", "rollout.batch", "optimizer.micro_batch")
+_FREE_OF_MODEL = ("model.checkpointing", "model.prompt_cache", "model.offload_text_encoders", "model.decode_batch")
+_FREE_OF_REWARD = ("url", "device", "batch_size")
 
 
 @dataclass
@@ -66,6 +70,7 @@ class Config:
         require(self.parallel in PARALLEL, f"parallel must be one of {PARALLEL}, got {self.parallel!r}")
         require(self.rollout.solver in SOLVERS, f"rollout.solver is one of {SOLVERS}, got {self.rollout.solver!r}")
         require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
+        require(self.seed >= 0, f"seed must be a whole number >= 0, got {self.seed}")
         require(bool(self.sources) and bool(self.rewards), "a config needs at least one of sources and of rewards")
         self._check_weights()
         self._check_stages()
@@ -79,7 +84,14 @@ class Config:
             f"({self.rollout.images}): each step takes an equal share of every prompt's images",
         )
         subsampled = self.balance.probe or self.balance.shared_every > 1
-        require(not (subsampled and self.method in ("sum", "gdpo")), "sums take no probe and no shared_every")
+        require(
+            not (subsampled and self.method in ("sum", "gdpo")),
+            f"method {self.method} takes no probe and no shared_every: set balance.probe=0 balance.shared_every=1",
+        )
+        require(
+            not (self.balance.probe and self.balance.refresh_every > 1),
+            "balance.probe solves on every step: set balance.refresh_every=1, or balance.probe=0",
+        )
 
     def _check_weights(self) -> None:
         for name, settings in self.rewards.items():
@@ -97,6 +109,9 @@ class Config:
         for number, stage in enumerate(self.stages):
             unknown = sorted({*stage.rewards} - {*self.rewards}) + sorted({*stage.sources} - {*self.sources})
             require(not unknown, f"stages[{number}] names {unknown}, which are no rewards or sources of this config")
+            shares = stage.sources.values()
+            usable = not shares or (all(share >= 0 for share in shares) and any(shares))
+            require(usable, f"stages[{number}].sources must be weights >= 0 and not all 0, got {stage.sources}")
         foreign = sorted({name for group in self.balance.groups.values() for name in group} - {*self.rewards})
         require(not foreign, f"balance.groups names {foreign}, which are no rewards of this config")
 
@@ -118,9 +133,14 @@ class Config:
         return asdict(self)
 
     def check_same(self, saved: dict[str, Any]) -> None:
-        """Raise ``ValueError`` if a run with the settings ``saved`` cannot continue with these, but for its length."""
+        """Raise ``ValueError`` if a run with the settings ``saved`` cannot continue with these.
+
+        Its length, what it shows, and where and in what portions it computes may change: that changes its numbers by
+        rounding at most (with ``probe``, other samples are the first ones of a step).
+        """
         own, old = flat(self.as_dict()), flat(saved)
-        free = ("epochs", "parallel", "log.", "evaluation.")
+        rewards = tuple(f"rewards.{name}.{setting}" for name in self.rewards for setting in _FREE_OF_REWARD)
+        free = (*_FREE, *_FREE_OF_MODEL, *rewards)
         changed = [
             f"{key}: saved {old.get(key)!r}, now {own.get(key)!r}"
             for key in sorted({*own, *old})

@@ -125,6 +125,14 @@ class Logs:
         return self._open
 
 
+def check_installed(tensorboard: bool, wandb: str) -> None:
+    """Raise ``ImportError``, with the command that installs it, where the package of a chosen tracker is missing."""
+    if tensorboard:
+        _tensorboard()
+    if wandb:
+        _wandb()
+
+
 def _truncate(path: Path, resume_step: int | None) -> None:
     """Keep the whole rows up to ``resume_step``; a kill leaves the old file or the new one."""
     if not path.exists():

@@ -92,11 +92,25 @@ def advantages(rollout: Rollout, std: str = "group") -> Tensor:
 
 
 def summed_advantages(rollout: Rollout, weights: Tensor, std: str = "group") -> Tensor:
-    """The weighted sum's advantages [1, N]: raw rewards times ``weights`` [K], added, compared within the prompt."""
-    total = (weights[:, None] * rollout.scores).nansum(0, keepdim=True)
-    return group_advantages(total, rollout.prompt_ids, std=std)
+    """The weighted sum's advantages [1, N]: raw rewards times ``weights`` [K], added, compared within the prompt.
+
+    A score that is missing among scores of its prompt (a server went away) counts as their mean: without it the sum
+    would set the image apart from the others. NaN where no reward applies at all.
+    """
+    scores = rollout.scores.clone()
+    for prompt in rollout.prompt_ids.unique():
+        columns = rollout.prompt_ids == prompt
+        own = scores[:, columns]
+        scores[:, columns] = torch.where(own.isnan(), own.nanmean(1, keepdim=True), own)
+    total = (weights[:, None] * scores).nansum(0, keepdim=True)
+    return group_advantages(_where_any(rollout, total), rollout.prompt_ids, std=std)
 
 
 def gdpo_advantages(rollout: Rollout, weights: Tensor, std: str = "group") -> Tensor:
     """GDPO's advantages [1, N] (arXiv 2601.05242): each reward z-scored within the prompt, then added with weights."""
-    return (weights[:, None] * advantages(rollout, std)).nansum(0, keepdim=True)
+    return _where_any(rollout, (weights[:, None] * advantages(rollout, std)).nansum(0, keepdim=True))
+
+
+def _where_any(rollout: Rollout, values: Tensor) -> Tensor:
+    """``values`` [1, N], NaN for the samples that no reward has scored: they train nothing, as with other methods."""
+    return torch.where(rollout.scores.isnan().all(0), torch.nan, values)

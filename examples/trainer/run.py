@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from backbones.load import load_backbone
 from prompts.sampler import rank_slice
+from prompts.sources import load_prompts
 from rewards.scorer import Scorer
 
 from . import checkpoint, ranks
@@ -17,7 +19,7 @@ from .config import Config
 from .evaluation import Evaluation, evaluate
 from .forecast import forecast
 from .grids import save_grid
-from .logs import Logs
+from .logs import Logs, check_installed
 from .trainer import Trainer
 
 
@@ -39,11 +41,17 @@ def train(config: Config, folder: Path, resume: bool, device: str, base: Evaluat
     checkpoint.pt, metrics.jsonl, grids/, the LoRA of the averaged weights in lora/ and that of the best composite
     z-score in best/.
 
-    Raises ``ValueError`` where a run is found without ``resume``, or one of other settings, where the samples cannot be
-    shared out, and for a reward that applies nowhere.
+    Raises ``ValueError`` where a run is found without ``resume``, or one of other settings, or not by all ranks, where
+    the samples cannot be shared out, for prompts that cannot be read and for a reward that applies nowhere;
+    ``ImportError`` where a tracker's package is missing.
     """
     check_shares(config)
-    saved = checkpoint.load(folder)
+    check_installed(config.log.tensorboard, config.log.wandb)
+    # Loading a model takes minutes: what is wrong with the prompts is said before.
+    for name, source in config.sources.items():
+        for held_out in (False, True):
+            load_prompts(name, source, held_out)
+    saved = load_checkpoint(folder)
     if saved is not None and not resume:
         raise ValueError(f"{folder} holds a run already: continue it with --resume, or choose another --output")
     with Scorer(config.rewards) as scorer:
@@ -64,6 +72,18 @@ def train(config: Config, folder: Path, resume: bool, device: str, base: Evaluat
             keeper.begin(base)
             final = _epochs(trainer, keeper)
     return Run(config, trainer.history, trainer.evaluations, base, final)
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The saved run in ``folder``; ``ValueError`` on all ranks where they do not find the same one."""
+    saved = checkpoint.load(folder)
+    epochs = ranks.everyone(None if saved is None else saved["epoch"])
+    if len(set(epochs)) > 1:
+        raise ValueError(
+            f"the ranks find different checkpoints in {folder} (after epochs {epochs}): it must be a folder on a disk "
+            "that all machines share"
+        )
+    return saved
 
 
 def check_shares(config: Config) -> None:
@@ -100,8 +120,9 @@ def _epochs(trainer: Trainer, keeper: "Keeper") -> Evaluation:
             keeper.save()
             bar.update()
             bar.set_postfix({name: f"{numbers[f'train/{name}']:.2f}" for name in config.rewards})
+    known = trainer.evaluations[-1]["epoch"] == trainer.epoch
     final = trainer.evaluate()
-    keeper.evaluated(final)
+    keeper.evaluated(final, log=not known)
     keeper.save()
     return final
 
@@ -114,11 +135,14 @@ class Keeper:
         self.main = ranks.is_main()
 
     def begin(self, base: Evaluation) -> None:
-        """The config and the pretrained model's samples."""
+        """The config; in a new run the pretrained model's scores and samples, as those of step 0."""
         if self.main:
             self.folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(OmegaConf.structured(self.trainer.config), self.folder / "config.yaml")
-            self._grid(base, 0)
+        if self.trainer.epoch == 0:
+            self._heldout()
+            if self.main:
+                self._grid(base, 0)
 
     def epoch(self, numbers: dict[str, float]) -> None:
         """An epoch's numbers."""
@@ -126,13 +150,15 @@ class Keeper:
         own = {name: value for name, value in numbers.items() if name != "step"}
         self.logs.write(self.trainer.step, own | {f"seconds/{name}": value for name, value in seconds.items()})
 
-    def evaluated(self, evaluation: Evaluation) -> None:
-        """Held-out scores, a grid of samples, and the LoRA, once more in best/ if its composite is the best so far."""
+    def evaluated(self, evaluation: Evaluation, log: bool = True) -> None:
+        """Held-out scores, a grid of samples, and the LoRA, once more in best/ if its composite is the best so far.
+
+        ``log`` False: a finished run is looked at again, its scores have been logged.
+        """
         trainer = self.trainer
         numbers = trainer.evaluations[-1]
-        counters = ("epoch", "step")
-        heldout = {f"heldout/{name}": value for name, value in numbers.items() if name not in counters}
-        self.logs.write(trainer.step, heldout)
+        if log:
+            self._heldout()
         best = all(numbers["composite"] >= other["composite"] for other in trainer.evaluations)
         for name in ("lora", "best") if best else ("lora",):
             trainer.backbone.save_lora(self.folder / name, "average", write=self.main)
@@ -147,6 +173,10 @@ class Keeper:
         if self.main:
             checkpoint.save(self.folder, state)
         ranks.barrier()
+
+    def _heldout(self) -> None:
+        numbers = {name: v for name, v in self.trainer.evaluations[-1].items() if name not in ("epoch", "step")}
+        self.logs.write(self.trainer.step, {f"heldout/{name}": value for name, value in numbers.items()})
 
     def _grid(self, evaluation: Evaluation, epoch: int) -> None:
         path = self.folder / "grids" / f"epoch-{epoch:04d}.png"

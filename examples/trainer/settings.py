@@ -123,8 +123,9 @@ class EvaluationSettings:
     shown: int = 3
 
     def __post_init__(self) -> None:
-        require(min(self.prompts, self.every, self.batch) >= 1, "evaluation: prompts, every and batch are at least 1")
-        require(self.steps >= 0 and self.shown >= 0, "evaluation.steps and evaluation.shown must not be negative")
+        least = min(self.prompts, self.every, self.batch, self.shown)
+        require(least >= 1, "evaluation: prompts, every, batch and shown are at least 1")
+        require(self.steps >= 0, "evaluation.steps must not be negative")
 
 
 @dataclass

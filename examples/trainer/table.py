@@ -49,8 +49,13 @@ def table(runs: list[Run]) -> str:
         ("cosine", "steps in conflict (gradient)"),
         ("step_cosine", "steps in conflict (step taken)"),
     ):
-        shares = [[conflict_share(run, prefix) for run in runs if run.config.method == method] for method in methods]
-        lines.append(_row(label, ["", *(_percent(mean(values)) for values in shares)]))
+        shares = [
+            mean(conflict_share(run, prefix) for run in runs if run.config.method == method) for method in methods
+        ]
+        # Steps taken are measured under balance.track_step only.
+        if not all(math.isnan(share) for share in shares):
+            cells = ["not measured" if math.isnan(share) else f"{100 * share:.0f} %" for share in shares]
+            lines.append(_row(label, ["", *cells]))
     spread = "standard error over held-out images" if len(seeds) == 1 else f"standard deviation over seeds {seeds}"
     epochs = max(run.config.total_epochs for run in runs)
     lines.append(f"({epochs} epochs, {base.scores.shape[1]} held-out images; ±: {spread}, for the base over images)")
@@ -61,10 +66,6 @@ def _cell(summaries: list[dict[str, float]], name: str) -> str:
     values = [summary[name] for summary in summaries]
     spread = stdev(values) if len(values) > 1 else summaries[0][f"{name}/stderr"]
     return f"{mean(values):.3f} ± {spread:.3f}"
-
-
-def _percent(share: float) -> str:
-    return "not measured" if math.isnan(share) else f"{100 * share:.0f} %"
 
 
 def _row(label: str, cells: list[str]) -> str:

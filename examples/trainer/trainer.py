@@ -1,9 +1,11 @@
 """The training loop: rollouts, scores, balanced optimizer steps on them; then the rollout policy follows."""
 
+from dataclasses import replace
 from time import perf_counter
 
 import torch
 
+import marble_opt
 from backbones.interface import Backbone
 from prompts.sampler import choose, noise
 from prompts.sources import load_prompts
@@ -44,6 +46,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(backbone.device.type) if scaled else None
         self.seconds: dict[str, float] = {}
         self.epoch = self.step = 0
+        self._shown: marble_opt.Balance | None = None
         self.history: list[dict[str, float]] = []
         self.evaluations: list[dict[str, float]] = []
 
@@ -61,6 +64,7 @@ class Trainer:
         rolled = perf_counter()
         trained = rollout.only([name in stage.rewards for name in config.rewards])
         times = self.backbone.times(config.rollout.steps, config.rollout.solver)
+        self._shown = None
         for batch in self.algorithm.batches(trained, times, self.epoch, self.weights):
             self._optimizer_step(trained, batch)
         self.algorithm.follow(self.step)
@@ -79,6 +83,10 @@ class Trainer:
             self.optimizer.balance()
             self.scaler.step(self.optimizer)
             self.scaler.update()
+        # An epoch shows its last step with rows of its own, which under ``refresh_every`` may be any of its steps.
+        report = self.optimizer.report
+        if report is not None and (report.refreshed or self._shown is None or not self._shown.refreshed):
+            self._shown = report
         self.optimizer.zero_grad()
         self.step += 1
         self.adapters.copy("default", "average", average_decay(self.step))
@@ -111,9 +119,13 @@ class Trainer:
     def _numbers(self, rollout: Rollout) -> dict[str, float]:
         means = rollout.scores.nanmean(1).tolist()
         numbers = {f"train/{name}": value for name, value in zip(self.config.rewards, means, strict=True)}
-        report = self.optimizer.report
         counters = {"step": float(self.step), "epoch": float(self.epoch)}
-        return numbers | (report.scalars() if report is not None else {}) | counters
+        shown, last = self._shown, self.optimizer.report
+        if shown is None or last is None:
+            return numbers | counters
+        # What is counted since the start is counted to the end of the epoch.
+        counted = {name: getattr(last, name) for name in ("skipped", "nonfinite", "dropped_count")}
+        return numbers | replace(shown, **counted).scalars() | counters
 
     def state_dict(self) -> dict[str, object]:
         """Everything that the next epoch depends on, and the numbers so far; the same on all ranks."""

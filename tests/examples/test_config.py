@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from trainer_cases import small_config
 
+from prompts.sources import load_prompts
+from train import parse
 from trainer.config import PRESETS, load_config
 
 
@@ -13,6 +15,15 @@ def test_every_preset_loads(name: str) -> None:
     config = load_config(name)
     assert config.rewards
     assert config.total_epochs >= 1
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_presets_have_the_prompts_that_need_no_download(name: str) -> None:
+    for source, settings in load_config(name).sources.items():
+        if settings.path.startswith(("tiny:", "generated:")):
+            train, test = (load_prompts(source, settings, held_out) for held_out in (False, True))
+            assert not {prompt.text for prompt in train} & {prompt.text for prompt in test}
+            assert settings.count in (0, len(train))
 
 
 def test_the_recipe_is_marbles() -> None:
@@ -69,6 +80,8 @@ def test_a_file_starts_from_a_preset_and_overrides_come_last(tmp_path: Path) -> 
         ("loss.old=fast", "loss.old must be one of"),
         ("lora.rank=0", "lora.rank must be at least 1"),
         ("evaluation.every=0", "at least 1"),
+        ("evaluation.shown=0", "shown are at least 1"),
+        ("seed=-1", "seed must be a whole number >= 0"),
         ("rewards.reading.weight=-1", "must not be negative"),
         ("rewards.taste.weight=1", "unknown reward 'taste': known are pickscore"),
         ("rewards.reading.dtype=int8", "dtype"),
@@ -76,6 +89,8 @@ def test_a_file_starts_from_a_preset_and_overrides_come_last(tmp_path: Path) -> 
         ("model.precision=tf32", "model.precision must be"),
         ("stages=[{epochs: 1, rewards: [taste]}]", r"stages\[0\] names \['taste'\]"),
         ("stages=[{epochs: 1}]", "at least one reward"),
+        ("stages=[{epochs: 1, rewards: [clean], sources: {text: 0}}]", r"stages\[0\].sources must be weights >= 0"),
+        ("stages=[{epochs: 1, rewards: [clean], sources: {text: -1, general: 1}}]", r"stages\[0\].sources must be"),
         ("balance.groups={a: [reading, taste]}", r"balance.groups names \['taste'\]"),
         ("balance.ema=1", "balance.ema"),
         ("balance.refresh_every=0", "balance.refresh_every"),
@@ -89,8 +104,20 @@ def test_bad_settings_are_refused(override: str, message: str) -> None:
 
 
 def test_sums_take_no_probe() -> None:
-    with pytest.raises(ValueError, match="sums take no probe"):
+    with pytest.raises(ValueError, match=r"method sum takes no probe.*set balance\.probe=0"):
         small_config("method=sum", "balance.probe=0.5")
+
+
+def test_probes_go_with_a_refresh_on_every_step() -> None:
+    with pytest.raises(ValueError, match=r"balance\.probe solves on every step"):
+        small_config("balance.refresh_every=2", "balance.probe=0.5")
+
+
+def test_a_resumed_run_may_compute_elsewhere_and_in_other_portions() -> None:
+    config = small_config("rewards.clean.url=http://other:1", "rewards.clean.batch_size=2", "optimizer.micro_batch=1")
+    config.check_same(small_config("rollout.batch=2", "model.decode_batch=1").as_dict())
+    with pytest.raises(ValueError, match=r"other settings \(rewards.clean.scale: saved 2.0, now 1.0\)"):
+        config.check_same(small_config("rewards.clean.scale=2").as_dict())
 
 
 def test_all_weights_zero_are_refused() -> None:
@@ -116,3 +143,11 @@ def test_a_file_that_is_no_yaml_is_refused_by_name(tmp_path: Path) -> None:
     path.write_text("sources: [\n")
     with pytest.raises(ValueError, match=r"broken\.yaml"):
         load_config(str(path))
+
+
+def test_settings_stand_anywhere_on_the_command_line_and_paths_may_look_alike() -> None:
+    words = ["rewards.my-own.weight=2", "--output", "runs/lr=1e-4", "stages=[{epochs: 1}]", "--seeds", "1", "2"]
+    arguments, overrides = parse(words)
+    assert str(arguments.output) == "runs/lr=1e-4"
+    assert arguments.seeds == [1, 2]
+    assert overrides == ["rewards.my-own.weight=2", "stages=[{epochs: 1}]"]

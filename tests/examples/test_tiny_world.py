@@ -1,6 +1,5 @@
 """The rewards of the tiny world on images whose content is known."""
 
-import json
 from dataclasses import asdict
 
 import numpy as np
@@ -21,6 +20,13 @@ REWARDS = ("reading", "composition", "colour", "contrast", "clean")
 
 def rendered(caption, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(render(caption, np.random.default_rng(seed)))[None]
+
+
+def score(images: torch.Tensor, captions: list[Caption]) -> torch.Tensor:
+    """All rewards by name, as a run builds them, [5, B]."""
+    metadata = [{"caption": asdict(caption)} for caption in captions]
+    texts = [caption.text for caption in captions]
+    return torch.stack([build(name, RewardSettings())(images, texts, metadata) for name in REWARDS])
 
 
 def blank(level: float = 0.8) -> np.ndarray:
@@ -75,13 +81,6 @@ def test_composition_score_is_the_share_of_facts() -> None:
     paint(image, "square", "red", 17, 15)
     assert composition_score(image, caption) == 0.5, "a stray colour halves the score"
     assert composition_score(blank(), caption) == 0.0
-
-
-def score(images: torch.Tensor, captions: list[Caption]) -> torch.Tensor:
-    """[K, B], by the rewards as a run builds them; facts travel as JSON, as they do to a server."""
-    metadata = json.loads(json.dumps([{"caption": asdict(caption)} for caption in captions]))
-    texts = [caption.text for caption in captions]
-    return torch.stack([build(name, RewardSettings())(images, texts, metadata) for name in REWARDS])
 
 
 def test_most_rendered_captions_score_full() -> None:

@@ -45,6 +45,14 @@ def test_the_step_follows_the_gradient_under_sgd_only(optimizer: str) -> None:
     assert same == (optimizer == "sgd")
 
 
+def test_an_epoch_shows_its_refresh_whichever_of_its_steps_that_was() -> None:
+    """As in the recipe: two steps per epoch, a refresh on every tenth one, always the first of its epoch."""
+    trainer = small_trainer("rollout.images=4", "optimizer.steps_per_epoch=2", "balance.refresh_every=4")
+    rows = [trainer.train_epoch() for _ in range(3)]
+    assert [row["balance/refreshed"] for row in rows] == [1, 0, 1]
+    assert [worst_cosine(row) is not None for row in rows] == [True, False, True]
+
+
 def test_adapters_start_as_the_base_model_bit_for_bit() -> None:
     backbone = load_backbone(ModelSettings())
     conditions, x = backbone.encode([Prompt("two red circles")]), torch.randn(1, 3, 24, 24)
@@ -53,6 +61,22 @@ def test_adapters_start_as_the_base_model_bit_for_bit() -> None:
     for name in (*adapters.names, None):
         with adapters.using(name):
             assert torch.equal(backbone.velocity(x, torch.tensor([0.5]), conditions), expected)
+
+
+def test_adapters_leave_the_generators_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of GPUs are not asked for: torch warns where there are several."""
+    forked: list[object] = []
+    fork = torch.random.fork_rng
+
+    def remember(devices: object = None) -> object:
+        forked.append(devices)
+        return fork(devices=devices)
+
+    monkeypatch.setattr(torch.random, "fork_rng", remember)
+    backbone, before = load_backbone(ModelSettings()), torch.get_rng_state()
+    Adapters(backbone.transformer, backbone.lora_targets, 4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert forked == [[]]
 
 
 def test_only_the_default_adapter_is_trained_whichever_is_used() -> None:
@@ -180,6 +204,29 @@ def test_mixed_advantages_follow_their_definitions() -> None:
     assert gdpo_advantages(conflicting, torch.tensor([2.0, 1.0]))[0, 0] < -0.99, "unless one has more weight"
 
 
+def test_a_score_lost_in_an_outage_sets_no_image_apart() -> None:
+    """The second image has lost its second score, the fourth both."""
+    nan = torch.nan
+    rollout = rollout_of(torch.tensor([[1.0, 2.0, 1.0, nan], [20.0, nan, 3.0, nan]]))
+    for mixed in (summed_advantages(rollout, ONES), gdpo_advantages(rollout, ONES)):
+        torch.testing.assert_close(mixed[0, :2], torch.tensor([-1.0, 1.0]), atol=1e-3, rtol=0)
+        assert mixed.isnan().tolist() == [[False, False, False, True]]
+
+
+@pytest.mark.parametrize("method", ["sum", "gdpo"])
+def test_a_sum_of_nothing_trains_nothing(method: str) -> None:
+    trainer = small_trainer(f"method={method}", "loss.kl=0", "stages=[{epochs: 3, rewards: [reading]}]")
+    trainer.train_prompts["text"] = trainer.train_prompts["composition"]
+    before = adapter_weights(trainer)
+    # Away from the old policy the anchor has a gradient.
+    with torch.no_grad():
+        for weight in trainer.adapters.parameters("old").values():
+            weight.add_(0.1)
+    trainer.train_epoch()
+    trained = len(trainer.adapters.parameters("default"))
+    assert all(torch.equal(a, b) for a, b in zip(before[:trained], adapter_weights(trainer), strict=False))
+
+
 def test_a_reward_that_tells_no_images_apart_sits_the_step_out() -> None:
     rollout = rollout_of(torch.tensor([[1.0, 1.0, 3.0, 3.0], [1.0, 2.0, 2.0, 2.0], [torch.nan, torch.nan, 1.0, 2.0]]))
     config = small_config("rollout.images=2")
@@ -276,3 +323,13 @@ def test_table_names_every_reward_and_the_conflict_shares() -> None:
     assert names == ["reading", "composition", "colour", "contrast", "clean"]
     assert "steps in conflict (gradient)" in text
     assert "steps in conflict (step taken)" in text
+
+
+def test_the_table_has_no_row_for_what_was_not_measured() -> None:
+    trainer = small_trainer("balance.track_step=false")
+    trainer.train_epoch()
+    base = trainer.evaluate()
+    text = table([Run(trainer.config, trainer.history, trainer.evaluations, base, base)])
+    assert "steps in conflict (gradient)" in text
+    assert "step taken" not in text
+    assert "nan" not in text

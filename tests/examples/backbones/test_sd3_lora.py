@@ -110,3 +110,22 @@ def test_a_plain_pipeline_loads_what_is_saved(tiny_sd3: Path, tmp_path: Path, ad
 def test_saving_an_unknown_adapter_is_refused_by_name(tiny_sd3: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no adapter 'old', only default"):
         adapted(tiny_sd3).save_lora(tmp_path, "old")
+
+
+def test_a_save_that_is_cut_short_leaves_the_last_file(
+    tiny_sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = adapted(tiny_sd3)
+    backbone.save_lora(tmp_path / "best", "default")
+    file = tmp_path / "best" / "pytorch_lora_weights.safetensors"
+    whole = file.read_bytes()
+
+    def cut_short(folder: str, **options: object) -> None:
+        (Path(folder) / file.name).write_bytes(whole[:100])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StableDiffusion3Pipeline, "save_lora_weights", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        backbone.save_lora(tmp_path / "best", "default")
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    assert file.read_bytes() == whole

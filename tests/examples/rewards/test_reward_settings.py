@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rewards.registry import RewardSettings
+from rewards.registry import RewardSettings, build
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,12 @@ def test_values_that_no_reward_can_have_are_refused(values: dict[str, object], m
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:7", "mps"])
 def test_a_device_need_not_be_present(device: str) -> None:
     assert RewardSettings(device=device, url="http://127.0.0.1:1").device == device
+
+
+def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="reward clean: there is no GPU here for its device 'cuda'; or set its url"):
+        build("clean", RewardSettings(device="cuda"))
 
 
 def test_settings_are_a_structured_config() -> None:
