@@ -83,11 +83,6 @@ class Config:
             f"optimizer.steps_per_epoch ({self.optimizer.steps_per_epoch}) must divide rollout.images "
             f"({self.rollout.images}): each step takes an equal share of every prompt's images",
         )
-        subsampled = self.balance.probe or self.balance.shared_every > 1
-        require(
-            not (subsampled and self.method in ("sum", "gdpo")),
-            f"method {self.method} takes no probe and no shared_every: set balance.probe=0 balance.shared_every=1",
-        )
         require(
             not (self.balance.probe and self.balance.refresh_every > 1),
             "balance.probe solves on every step: set balance.refresh_every=1, or balance.probe=0",
@@ -114,6 +109,11 @@ class Config:
             require(usable, f"stages[{number}].sources must be weights >= 0 and not all 0, got {stage.sources}")
         foreign = sorted({name for group in self.balance.groups.values() for name in group} - {*self.rewards})
         require(not foreign, f"balance.groups names {foreign}, which are no rewards of this config")
+
+    @property
+    def summed(self) -> bool:
+        """Whether the rewards are summed, their gradients only measured."""
+        return self.method in ("sum", "gdpo")
 
     @property
     def total_epochs(self) -> int:

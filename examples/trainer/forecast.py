@@ -32,8 +32,7 @@ def forecast(trainer: Trainer) -> str:
 def counts_of(config: Config) -> RunCounts:
     """What a rank does in an epoch."""
     own = config.rollout.prompts * config.rollout.images // ranks.ranks()
-    summed = config.method in ("sum", "gdpo")
-    loop = config.parallel == "fsdp2" and ranks.ranks() > 1 and not summed
+    loop = config.parallel == "fsdp2" and ranks.ranks() > 1 and not config.summed
     return RunCounts(
         samples=own,
         sampler_steps=config.rollout.steps,
@@ -41,12 +40,12 @@ def counts_of(config: Config) -> RunCounts:
         micro_batch=min(config.optimizer.micro_batch or own, own),
         updates=config.optimizer.steps_per_epoch,
         guidance=config.rollout.guidance != 1,
-        form="observe" if summed else "loop" if loop else "marble",
+        form="observe" if config.summed else "loop" if loop else "marble",
         rewards=len(config.rewards),
         anchor=config.loss.anchor,
         kl=config.loss.kl > 0,
         refresh_every=config.balance.refresh_every,
-        probe=0.0 if loop else config.balance.probe,
-        shared_every=config.balance.shared_every,
+        probe=0.0 if loop or config.summed else config.balance.probe,
+        shared_every=1 if config.summed else config.balance.shared_every,
         checkpointing=config.model.checkpointing,
     )

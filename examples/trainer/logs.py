@@ -31,6 +31,7 @@ class Logs:
         rank: of this process.
         resume_step: the step that the run is resumed from: what later steps have written is dropped, atomically.
             ``None`` keeps everything.
+        config: the run's settings, for W&B.
 
     Raises:
         ImportError: on every rank, if a package is missing, with the command that installs it.
@@ -44,6 +45,7 @@ class Logs:
         wandb: str = "",
         rank: int = 0,
         resume_step: int | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         # Before the rank is asked for: a rank that fails alone would leave the others waiting.
         writer_class = _tensorboard() if tensorboard else None
@@ -60,7 +62,7 @@ class Logs:
             purge = None if resume_step is None else resume_step + 1
             self._writer = writer_class(str(folder / "tensorboard"), purge_step=purge)
         if module is not None:
-            self._wandb, self._run = module, _start(module, wandb, folder)
+            self._wandb, self._run = module, _start(module, wandb, folder, config or {})
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Add numbers by name; what is not finite is ``null`` in the JSON. Several rows may have one step.
@@ -172,11 +174,12 @@ def _wandb() -> Any:
     return wandb
 
 
-def _start(module: Any, project: str, folder: Path) -> Any:
+def _start(module: Any, project: str, folder: Path, config: Mapping[str, Any]) -> Any:
     """The W&B run that belongs to ``folder``, new or continued."""
     known = folder / _RUN_ID
     if not known.exists():
         known.write_text(uuid.uuid4().hex[:12])
-    run = module.init(project=project, name=folder.name, dir=str(folder), id=known.read_text().strip(), resume="allow")
+    identity = {"name": folder.name, "dir": str(folder), "id": known.read_text().strip(), "resume": "allow"}
+    run = module.init(project=project, config=dict(config), **identity)
     run.define_metric("*", step_metric="step")
     return run

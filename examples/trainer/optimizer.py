@@ -24,8 +24,8 @@ def make_optimizer(config: Config, parameters: list[Tensor], model: nn.Module, m
         model=model,
         reduction="sum",
         micro_steps=micro_steps,
-        probe=options.probe or None,
-        shared_every=options.shared_every,
+        probe=None if config.summed else options.probe or None,
+        shared_every=1 if config.summed else options.shared_every,
     )
 
 

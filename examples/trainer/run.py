@@ -67,10 +67,13 @@ def train(config: Config, folder: Path, resume: bool, device: str, base: Evaluat
         expected = forecast(trainer)
         if ranks.is_main():
             tqdm.write(expected)
-        with Logs(folder, config.log.tensorboard, config.log.wandb, ranks.rank(), trainer.step) as logs:
+        options = config.log
+        with Logs(folder, options.tensorboard, options.wandb, ranks.rank(), trainer.step, config.as_dict()) as logs:
             keeper = Keeper(trainer, folder, logs)
             keeper.begin(base)
             final = _epochs(trainer, keeper)
+        # The hooks hold the model, which the next run of this process replaces.
+        trainer.optimizer.unwatch()
     return Run(config, trainer.history, trainer.evaluations, base, final)
 
 

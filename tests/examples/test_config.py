@@ -103,11 +103,6 @@ def test_bad_settings_are_refused(override: str, message: str) -> None:
         small_config(override)
 
 
-def test_sums_take_no_probe() -> None:
-    with pytest.raises(ValueError, match=r"method sum takes no probe.*set balance\.probe=0"):
-        small_config("method=sum", "balance.probe=0.5")
-
-
 def test_probes_go_with_a_refresh_on_every_step() -> None:
     with pytest.raises(ValueError, match=r"balance\.probe solves on every step"):
         small_config("balance.refresh_every=2", "balance.probe=0.5")

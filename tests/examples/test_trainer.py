@@ -133,6 +133,13 @@ def test_a_gradient_scaler_changes_nothing_but_the_scale() -> None:
     assert scaled.state_dict()["scaler"]["scale"] == 2.0**10
 
 
+def test_a_preset_with_probes_runs_sums_too() -> None:
+    trainer = small_trainer("method=sum", "balance.probe=0.5", "balance.shared_every=2", "loss.timesteps=2")
+    assert counts_of(trainer.config).probe == 0
+    trainer.train_epoch()
+    assert trainer.optimizer.report.refreshed
+
+
 def test_probes_and_guards_are_passed_on() -> None:
     options = ("balance.probe=0.5", "loss.timesteps=2", "optimizer.micro_batch=3", "balance.guard=step", "loss.kl=0.01")
     trainer = small_trainer(*options)
@@ -153,7 +160,7 @@ def test_a_stage_trains_on_its_rewards_and_sources_only() -> None:
     first, second = trainer.train_epoch(), trainer.train_epoch()
     assert math.isnan(first["train/composition"])
     assert not math.isnan(first["train/clean"])
-    assert [name for name in trainer.config.rewards if first[f"active/{name}"]] in (["reading"], [])
+    assert [name for name in trainer.config.rewards if first[f"active/{name}"]] == ["reading"]
     assert [name for name in trainer.config.rewards if second[f"active/{name}"]] == ["colour", "clean"]
     assert not math.isnan(second["train/composition"])
 
