@@ -44,11 +44,7 @@ class StepBatch:
         """The ``part``-th of ``steps_per_epoch`` shares of ``rollout``; ``times`` [S]: those of the rollout."""
         takes = rollout.image_ids % config.optimizer.steps_per_epoch == part
         own = takes[rollout.mine].nonzero().squeeze(1)
-        values = advantages(rollout, config.loss.std)
-        # A reward that sets no image of the step apart from its group has nothing to say: it sits out, as if it did not
-        # apply, instead of entering the balance with the gradient of DiffusionNFT's anchor alone.
-        values[(values.nan_to_num()[:, takes] == 0).all(1)] = torch.nan
-        mixed = _MIXED[config.method](rollout, weights, config.loss.std) if config.method in _MIXED else None
+        values, mixed = step_advantages(rollout, takes, weights, config)
         drawn = training_times(
             times, config.loss.timesteps, [rollout.seed(i, epoch, config.seed, "times") for i in own]
         )
@@ -66,6 +62,17 @@ class StepBatch:
                 )
         samples = int(takes.sum()) * len(drawn)
         return cls(batches, (~values[:, takes].isnan()).sum(1) * len(drawn), samples)
+
+
+def step_advantages(
+    rollout: Rollout, takes: Tensor, weights: Tensor, config: Config
+) -> tuple[Tensor, Tensor | None]:
+    """Advantages [K, N] for a step of the images that ``takes`` [N] picks, and the sum's [1, N] if the method sums."""
+    values = advantages(rollout, config.loss.std)
+    # A reward that sets no image of the step apart from its group has nothing to say: it sits out, as if it did not
+    # apply, instead of entering the balance with the gradient of a loss's anchor alone.
+    values[(values.nan_to_num()[:, takes] == 0).all(1)] = torch.nan
+    return values, _MIXED[config.method](rollout, weights, config.loss.std) if config.method in _MIXED else None
 
 
 def training_times(times: Tensor, count: int, seeds: list[int]) -> Tensor:
@@ -86,4 +93,10 @@ def timesteps_of(config: Config) -> int:
 def micro_steps(config: Config, samples: int) -> int:
     """Micro-steps of one optimizer step on a rank that has ``samples`` samples per epoch."""
     own = samples // config.optimizer.steps_per_epoch
-    return -(-own // (config.optimizer.micro_batch or own)) * timesteps_of(config)
+    return -(-own // (micro_batch_of(config) or own)) * timesteps_of(config)
+
+
+def micro_batch_of(config: Config) -> int:
+    """Samples of a micro-batch, 0 for all of a rank's; CRD takes as many whole prompts as fit."""
+    size, images = config.optimizer.micro_batch, config.rollout.images
+    return size // images * images if config.algorithm == "crd" else size

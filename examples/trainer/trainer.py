@@ -53,7 +53,7 @@ class Trainer:
         rollout = roll_out(
             self.backbone, self.adapters, self.algorithm.rollout, self.scorer, prompts, config, self.epoch
         )
-        trained = rollout.only([name in stage.rewards for name in config.rewards])
+        trained = rollout.only([name in stage.rewards and s.weight > 0 for name, s in config.rewards.items()])
         times = self.backbone.times(config.rollout.steps, config.rollout.solver)
         for batch in self.algorithm.batches(trained, times, self.epoch, self.weights):
             self._optimizer_step(trained, batch)
