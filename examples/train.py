@@ -58,7 +58,9 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     presets = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
     parser.add_argument("--model", help='"tiny", a hub id or the folder of a saved pipeline; default: the config\'s')
-    parser.add_argument("--config", help=f"a preset ({presets}) or a YAML file; default: that of the model and algorithm")
+    parser.add_argument(
+        "--config", help=f"a preset ({presets}) or a YAML file; default: that of the model and algorithm"
+    )
     parser.add_argument("--algorithm", choices=ALGORITHMS, help="default: the config's")
     parser.add_argument("--balance", nargs="+", choices=METHODS, help="methods to run; default: the config's")
     parser.add_argument("--seeds", "--seed", nargs="+", type=int, default=[0])

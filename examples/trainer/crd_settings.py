@@ -17,8 +17,8 @@ class AnchorSettings:
     ``weight`` (0: none, and no forward for it).
 
     ``adaptive`` "off": every sample has ``weight``. Otherwise sample i has (1 − u_i) · ``low`` + u_i · ``high``, and
-    ``weight`` is not used: "raw", the paper's, takes for u the sample's raw rewards, clipped to [0, 1] and averaged over
-    the trained ones that apply; "advantage" their ρ = clip(A, ±adv_clip) / (2 adv_clip) + 1/2, averaged likewise.
+    ``weight`` is not used: "raw", the paper's, takes for u the sample's raw rewards, clipped to [0, 1] and averaged
+    over the trained ones that apply; "advantage" their ρ = clip(A, ±adv_clip) / (2 adv_clip) + 1/2, averaged likewise.
     """
 
     weight: float = 0.1
@@ -28,8 +28,8 @@ class AnchorSettings:
     high: float = 0.1
 
     def __post_init__(self) -> None:
-        require(0 <= self.weight and isfinite(self.weight), f"crd.anchor.weight must be >= 0, got {self.weight}")
-        require(0 <= self.guidance and isfinite(self.guidance), f"crd.anchor.guidance is >= 0, got {self.guidance}")
+        require(self.weight >= 0 and isfinite(self.weight), f"crd.anchor.weight must be >= 0, got {self.weight}")
+        require(self.guidance >= 0 and isfinite(self.guidance), f"crd.anchor.guidance is >= 0, got {self.guidance}")
         require(self.adaptive in STRENGTHS, f"crd.anchor.adaptive must be one of {STRENGTHS}, got {self.adaptive!r}")
         require(
             0 <= self.low <= self.high and isfinite(self.high),

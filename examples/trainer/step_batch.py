@@ -64,9 +64,7 @@ class StepBatch:
         return cls(batches, (~values[:, takes].isnan()).sum(1) * len(drawn), samples)
 
 
-def step_advantages(
-    rollout: Rollout, takes: Tensor, weights: Tensor, config: Config
-) -> tuple[Tensor, Tensor | None]:
+def step_advantages(rollout: Rollout, takes: Tensor, weights: Tensor, config: Config) -> tuple[Tensor, Tensor | None]:
     """Advantages [K, N] for a step of the images that ``takes`` [N] picks, and the sum's [1, N] if the method sums."""
     values = advantages(rollout, config.loss.std)
     # A reward that sets no image of the step apart from its group has nothing to say: it sits out, as if it did not
