@@ -46,8 +46,8 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "composition": ("the paper: composition alone", single("composition", "composition")),
     "five:sum": ("five rewards, summed", ("method=sum",)),
     "five:marble": ("five rewards, balanced", ("method=marble",)),
-    "reading:no anchor": ("no anchor", (*READING, "crd.anchor.adaptive=off", "crd.anchor.weight=0")),
-    "reading:constant anchor": ("anchor of constant strength 0.1", (*READING, "crd.anchor.adaptive=off")),
+    "reading:no anchor": ("no anchor", (*READING, "crd.anchor.adaptive=constant", "crd.anchor.weight=0")),
+    "reading:constant anchor": ("anchor of constant strength 0.1", (*READING, "crd.anchor.adaptive=constant")),
     "reading:unguided anchor": ("anchor to the plain pretrained model", (*READING, "crd.anchor.guidance=1")),
     "reading:coupled": ("the sampler follows as old does", (*READING, "crd.sampling=crd_ocr_old")),
     "reading:copies": (

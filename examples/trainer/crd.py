@@ -144,7 +144,7 @@ def anchor_strength(config: Config, micro: GroupBatch) -> float | Tensor:
     A sample to which no trained reward applies counts as one of reward 0, or as an average one.
     """
     anchor = config.crd.anchor
-    if anchor.adaptive == "off":
+    if anchor.adaptive == "constant":
         return anchor.weight
     if anchor.adaptive == "raw":
         u = micro.scores.clamp(0, 1).nanmean(0).nan_to_num(0.0)

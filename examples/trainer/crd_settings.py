@@ -8,7 +8,7 @@ from .settings import require
 
 WEIGHTINGS = ("uniform", "temperature")
 FORMS = ("mse", "bce")
-STRENGTHS = ("off", "raw", "advantage")
+STRENGTHS = ("constant", "raw", "advantage")
 
 
 @dataclass
@@ -16,7 +16,7 @@ class AnchorSettings:
     """The pull towards the pretrained model under classifier-free ``guidance`` s (1: its plain velocity), with
     ``weight`` (0: none, and no forward for it).
 
-    ``adaptive`` "off": every sample has ``weight``. Otherwise sample i has (1 − u_i) · ``low`` + u_i · ``high``, and
+    ``adaptive`` "constant": every sample has ``weight``. Otherwise sample i has (1 − u_i) · ``low`` + u_i · ``high``, and
     ``weight`` is not used: "raw", the paper's, takes for u the sample's raw rewards, clipped to [0, 1] and averaged
     over the trained ones that apply; "advantage" their ρ = clip(A, ±adv_clip) / (2 adv_clip) + 1/2, averaged likewise.
     """
@@ -39,7 +39,7 @@ class AnchorSettings:
     @property
     def on(self) -> bool:
         """Whether any sample is pulled."""
-        return (self.weight if self.adaptive == "off" else self.high) > 0
+        return (self.weight if self.adaptive == "constant" else self.high) > 0
 
 
 @dataclass
