@@ -16,8 +16,8 @@ class AnchorSettings:
     """The pull towards the pretrained model under classifier-free ``guidance`` s (1: its plain velocity), with
     ``weight`` (0: none, and no forward for it).
 
-    ``adaptive`` "constant": every sample has ``weight``. Otherwise sample i has (1 − u_i) · ``low`` + u_i · ``high``, and
-    ``weight`` is not used: "raw", the paper's, takes for u the sample's raw rewards, clipped to [0, 1] and averaged
+    ``adaptive`` "constant": every sample has ``weight``. Otherwise sample i has (1 − u_i) · ``low`` + u_i · ``high``
+    and ``weight`` is not used: "raw", the paper's, takes for u the sample's raw rewards, clipped to [0, 1] and averaged
     over the trained ones that apply; "advantage" their ρ = clip(A, ±adv_clip) / (2 adv_clip) + 1/2, averaged likewise.
     """
 

@@ -55,7 +55,7 @@ def test_bad_crd_settings_are_refused(override: str, message: str) -> None:
 
 def test_ranks_that_would_share_a_prompt_are_refused_with_what_fits() -> None:
     check_groups(48, 2, 8)
-    with pytest.raises(ValueError, match="48 rollout.prompts cannot be divided by 16 ranks x 2 .* take 32 or 64"):
+    with pytest.raises(ValueError, match=r"48 rollout\.prompts cannot be divided by 16 ranks x 2 .* take 32 or 64"):
         check_groups(48, 2, 16)
     with pytest.raises(ValueError, match="take 2 or 4 prompts"):
         check_groups(1, 1, 2)

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from trainer_cases import adapter_weights, small_config, small_trainer
 
 import marble_opt
+from prompts.prompt import Prompt
 from prompts.sampler import choose, noise
 from trainer import checkpoint
 from trainer.config import METHODS
@@ -60,7 +62,9 @@ def test_crd_trains_and_measures_with_every_method(method: str) -> None:
 
 
 def test_old_and_sampling_follow_by_their_own_schedules_once_per_epoch() -> None:
-    trainer = crd_trainer("crd.old=min(0.25 * step, 1)", "crd.sampling=0 if step < 4 else 1", "optimizer.steps_per_epoch=3")
+    trainer = crd_trainer(
+        "crd.old=min(0.25 * step, 1)", "crd.sampling=0 if step < 4 else 1", "optimizer.steps_per_epoch=3"
+    )
     assert trainer.adapters.names == ("default", "old", "sampling", "average")
     start = trainer.adapters.state_dict()["default"]
     trainer.train_epoch()
@@ -97,14 +101,14 @@ def test_groups_stay_whole_and_share_one_time() -> None:
 
 @pytest.mark.parametrize("method", ["marble", "sum"])
 def test_micro_batches_of_whole_groups_change_nothing(method: str) -> None:
-    options = (f"method={method}", "loss.timesteps=2", "rollout.prompts=4", "optimizer.steps_per_epoch=2")
-    whole, parts = crd_trainer(*options), crd_trainer(*options, "optimizer.micro_batch=4", "rollout.batch=4")
+    whole, parts = (
+        crd_trainer(f"method={method}", *cut) for cut in ((), ("optimizer.micro_batch=4", "rollout.batch=4"))
+    )
     for trainer in (whole, parts):
-        trainer.train_epoch()
+        shake(trainer)
         trainer.train_epoch()
     for a, b in zip(adapter_weights(whole), adapter_weights(parts), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=4e-6)
-    assert whole.step == 4
 
 
 def direct_losses(trainer: Trainer, mixed: bool) -> tuple[Tensor, Tensor]:
@@ -125,7 +129,9 @@ def direct_losses(trainer: Trainer, mixed: bool) -> tuple[Tensor, Tensor]:
     epsilon = noise(seeds, backbone.latent_shape)
     x_t = (1 - time.view(-1, 1, 1, 1)) * x_0 + time.view(-1, 1, 1, 1) * epsilon
     conditions = rollout.conditions(torch.cat(index))
-    empty = {name: tensor.expand(len(time), *tensor.shape[1:]) for name, tensor in backbone.encode([_EMPTY]).items()}
+    empty = {
+        name: tensor.expand(len(time), *tensor.shape[1:]) for name, tensor in backbone.encode([Prompt("")]).items()
+    }
     with states.using("old"):
         old = backbone.velocity(x_t, time, conditions)
     with states.using(None):
@@ -139,9 +145,6 @@ def direct_losses(trainer: Trainer, mixed: bool) -> tuple[Tensor, Tensor]:
     return losses, (((1 - u) * 1e-4 + 0.1 * u) * distance).mean()
 
 
-_EMPTY = type("Empty", (), {"text": ""})()
-
-
 def gradient(value: Tensor, trainer: Trainer) -> Tensor:
     parameters = list(trainer.adapters.parameters("default").values())
     return torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters, retain_graph=True)])
@@ -149,15 +152,14 @@ def gradient(value: Tensor, trainer: Trainer) -> Tensor:
 
 def test_a_summed_step_takes_the_gradient_of_the_whole_steps_loss() -> None:
     options = ("method=sum", "loss.timesteps=2", "optimizer.micro_batch=3", "crd.beta=0.5")
-    trainer = crd_trainer(*options, "optimizer.max_grad_norm=1e9", "optimizer.lr=1e-3")
+    trainer = crd_trainer(*options, "optimizer.max_grad_norm=1e9", "optimizer.lr=1")
     shake(trainer)
     losses, anchor = direct_losses(trainer, mixed=True)
     expected = gradient(losses.sum() + anchor, trainer)
     before = torch.cat([w.detach().flatten().clone() for w in trainer.adapters.parameters("default").values()])
     trainer.train_epoch()
     after = torch.cat([w.detach().flatten() for w in trainer.adapters.parameters("default").values()])
-    found = (before - after) / 1e-3
-    assert (found - expected).norm() < 2e-3 * expected.norm()
+    assert (before - after - expected).norm() < 1e-4 * expected.norm()
 
 
 def test_balanced_gradients_are_those_of_each_rewards_whole_loss() -> None:
@@ -173,13 +175,11 @@ def test_balanced_gradients_are_those_of_each_rewards_whole_loss() -> None:
     assert {name: measured[f"norm/{name}"] for name in numbers} == pytest.approx(numbers, rel=1e-3)
 
 
-@pytest.mark.parametrize("method", ["marble", "sum"])
-def test_a_resumed_crd_run_equals_an_unbroken_one_bit_for_bit(method: str, tmp_path: Path) -> None:
-    options = (f"method={method}", "optimizer.name=adamw", "optimizer.lr=1e-3", "crd.sampling=0.25")
-    unbroken, first, second = (crd_trainer(*options) for _ in range(3))
-    for trainer in (unbroken, first):
-        trainer.train_epoch()
-    checkpoint.save(tmp_path, first.state_dict())
+def test_a_resumed_crd_run_equals_an_unbroken_one_bit_for_bit(tmp_path: Path) -> None:
+    options = ("optimizer.name=adamw", "optimizer.lr=1e-3", "crd.sampling=0.25")
+    unbroken, second = crd_trainer(*options), crd_trainer(*options)
+    unbroken.train_epoch()
+    checkpoint.save(tmp_path, unbroken.state_dict())
     second.load_state_dict(checkpoint.load(tmp_path))
     for trainer in (unbroken, second):
         trainer.train_epoch()
@@ -202,7 +202,7 @@ def test_the_reference_runs_only_where_the_anchor_wants_it(
     found, velocity = [], trainer.backbone.velocity
 
     def counted(x: Tensor, *rest: object) -> Tensor:
-        layer = next(m for m in trainer.backbone.transformer.modules() if hasattr(m, "disable_adapters"))
+        layer = next(m for m in trainer.backbone.transformer.modules() if isinstance(m, BaseTunerLayer))
         if layer.disable_adapters:
             found.append(len(x))
         return velocity(x, *rest)
