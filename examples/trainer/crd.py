@@ -1,6 +1,6 @@
 """Centered Reward Distillation (arXiv 2603.14128) of one reward, or of several, balanced or summed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from .config import Config
 from .decay import decay_at
 from .rollout import Rollout
 from .settings import require
-from .step_batch import MicroBatch, StepBatch, micro_batch_of, step_advantages, training_times
+from .step_batch import MicroBatch, StepBatch, training_times
 
 
 @dataclass(frozen=True)
@@ -53,29 +53,18 @@ class CenteredRewardDistillation:
     def _batch(self, rollout: Rollout, part: int, times: Tensor, epoch: int, weights: Tensor) -> StepBatch:
         config, images = self.config, self.config.rollout.images
         takes = rollout.prompt_ids % config.optimizer.steps_per_epoch == part
-        values, mixed = step_advantages(rollout, takes, weights, config)
-        # Prompt by prompt, as the rollout has them.
-        own = takes[rollout.mine].nonzero().squeeze(1)
-        seeds = [rollout.seed(first, epoch, config.seed, "times") for first in own[::images]]
-        drawn = training_times(times, config.loss.timesteps, seeds)
-        batches: list[MicroBatch] = []
-        for number, row in enumerate(drawn.repeat_interleave(images, 1)):
-            for places in torch.arange(len(own)).split(micro_batch_of(config) or len(own)):
-                index = own[places]
-                column = index + rollout.mine.start
-                batches.append(
-                    GroupBatch(
-                        index,
-                        row[places],
-                        [rollout.seed(i, epoch, config.seed, f"noise {number}") for i in index],
-                        values[:, column],
-                        None if mixed is None else mixed[:, column],
-                        rollout.prompt_ids[column],
-                        rollout.scores[:, column],
-                    )
-                )
-        counts = (~values[:, takes].isnan()).sum(1) * len(drawn)
-        return StepBatch(batches, counts, int(takes.sum()) * len(drawn))
+        # Prompt by prompt, as the rollout has them: one time for all images of a prompt, by its first image's seed.
+        firsts = takes[rollout.mine].nonzero().squeeze(1)[::images]
+        seeds = [rollout.seed(first, epoch, config.seed, "times") for first in firsts]
+        drawn = training_times(times, config.loss.timesteps, seeds).repeat_interleave(images, 1)
+        batch = StepBatch.cut(rollout, takes, drawn, epoch, weights, config)
+        groups = []
+        for micro in batch.micro_batches:
+            column = micro.index + rollout.mine.start
+            groups.append(
+                GroupBatch(**vars(micro), prompt_ids=rollout.prompt_ids[column], scores=rollout.scores[:, column])
+            )
+        return replace(batch, micro_batches=groups)
 
     def loss(
         self, noised: Noised, micro: MicroBatch, batch: StepBatch, wants_shared: bool
@@ -154,12 +143,12 @@ def anchor_strength(config: Config, micro: GroupBatch) -> float | Tensor:
     return adaptive_strength(u, anchor.low, anchor.high)
 
 
-def check_groups(prompts: int, steps: int, ranks: int) -> None:
-    """Raise ``ValueError`` unless each of ``ranks`` has equally many whole prompts in each of ``steps`` of an epoch."""
-    unit = ranks * steps
+def check_groups(prompts: int, steps: int, world: int) -> None:
+    """Raise ``ValueError`` unless ``prompts`` can be shared out whole and equally among ``world`` ranks x ``steps``."""
+    unit = world * steps
     below = max(prompts // unit, 1) * unit
     require(
         prompts % unit == 0,
-        f"crd keeps all images of a prompt on one rank: {prompts} rollout.prompts cannot be divided by {ranks} ranks x "
+        f"crd keeps all images of a prompt on one rank: {prompts} rollout.prompts cannot be divided by {world} ranks x "
         f"{steps} optimizer.steps_per_epoch, take {below} or {below + unit} prompts",
     )

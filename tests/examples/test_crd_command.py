@@ -10,7 +10,7 @@ from trainer_cases import SMALL, adapter_weights, small_trainer
 from trainer import checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train.py"
-OPTIONS = ("epochs=2", "rollout.prompts=4", "optimizer.steps_per_epoch=2", "crd.sampling=0.25", "seed=0")
+OPTIONS = ("epochs=1", "rollout.prompts=4", "optimizer.steps_per_epoch=2", "crd.sampling=0.25", "seed=0")
 
 
 def test_two_ranks_of_crd_equal_one(tmp_path: Path) -> None:
@@ -21,8 +21,7 @@ def test_two_ranks_of_crd_equal_one(tmp_path: Path) -> None:
     state = checkpoint.load(tmp_path / "marble-seed0")
     assert state is not None
     alone = small_trainer("algorithm=crd", *OPTIONS, "crd.anchor.guidance=2")
-    for _ in range(2):
-        alone.train_epoch()
+    alone.train_epoch()
     saved = [weight for name in alone.adapters.names for weight in state["adapters"][name].values()]
     for a, b in zip(adapter_weights(alone), saved, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
