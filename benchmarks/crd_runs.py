@@ -39,14 +39,15 @@ def single(reward: str, source: str) -> tuple[str, ...]:
     return (f"rewards.{reward}.weight=1", *others, *prompts)
 
 
-READING = single("reading", "text")
+READING, COMPOSITION = single("reading", "text"), single("composition", "composition")
+NO_ANCHOR = ("crd.anchor.adaptive=constant", "crd.anchor.weight=0")
 # name: (what is on trial, overrides). The paper's loss is "reading": decoupled, guided anchor, adaptive strength.
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "reading": ("the paper: reading alone", READING),
-    "composition": ("the paper: composition alone", single("composition", "composition")),
+    "composition": ("the paper: composition alone", COMPOSITION),
     "five:sum": ("five rewards, summed", ("method=sum",)),
     "five:marble": ("five rewards, balanced", ("method=marble",)),
-    "reading:no anchor": ("no anchor", (*READING, "crd.anchor.adaptive=constant", "crd.anchor.weight=0")),
+    "reading:no anchor": ("no anchor", (*READING, *NO_ANCHOR)),
     "reading:constant anchor": ("anchor of constant strength 0.1", (*READING, "crd.anchor.adaptive=constant")),
     "reading:unguided anchor": ("anchor to the plain pretrained model", (*READING, "crd.anchor.guidance=1")),
     "reading:coupled": ("the sampler follows as old does", (*READING, "crd.sampling=crd_ocr_old")),
@@ -54,6 +55,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
         "sampler and old are copies of the trained one",
         (*READING, "crd.old=copy", "crd.sampling=copy"),
     ),
+    "composition:no anchor": ("no anchor", (*COMPOSITION, *NO_ANCHOR)),
     "five:gdpo": ("five rewards, z-scored and summed", ("method=gdpo",)),
 }
 

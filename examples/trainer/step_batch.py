@@ -41,7 +41,7 @@ class StepBatch:
 
     @classmethod
     def of(cls, rollout: Rollout, part: int, times: Tensor, epoch: int, weights: Tensor, config: Config) -> "StepBatch":
-        """The ``part``-th of ``steps_per_epoch`` equal shares of every prompt's images; ``times`` [S] of the rollout."""
+        """The ``part``-th of ``steps_per_epoch`` equal shares of each prompt's images; ``times`` [S] of the rollout."""
         takes = rollout.image_ids % config.optimizer.steps_per_epoch == part
         own = takes[rollout.mine].nonzero().squeeze(1)
         seeds = [rollout.seed(i, epoch, config.seed, "times") for i in own]
