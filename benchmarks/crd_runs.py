@@ -56,6 +56,8 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
         (*READING, "crd.old=copy", "crd.sampling=copy"),
     ),
     "composition:no anchor": ("no anchor", (*COMPOSITION, *NO_ANCHOR)),
+    "five:sum, unguided": ("anchor to the plain pretrained model", ("method=sum", "crd.anchor.guidance=1")),
+    "five:marble, unguided": ("anchor to the plain pretrained model", ("method=marble", "crd.anchor.guidance=1")),
     "five:gdpo": ("five rewards, z-scored and summed", ("method=gdpo",)),
 }
 
