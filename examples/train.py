@@ -1,6 +1,7 @@
 """Post-train a text-to-image model with several rewards, balanced or summed.
 
     python examples/train.py --model tiny --balance sum marble --output runs/demo
+    python examples/train.py --model tiny --algorithm crd --output runs/crd
     torchrun --nproc-per-node 8 examples/train.py --model stabilityai/stable-diffusion-3.5-medium
     python examples/train.py --config marble_sd35_1gpu optimizer.lr=1e-4 rewards.geneval.url=http://10.0.0.2:18085
 
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 
 from trainer import ranks
-from trainer.config import METHODS, PRESETS, load_config
+from trainer.config import ALGORITHMS, METHODS, PRESETS, load_config
 from trainer.figure import draw
 from trainer.rows import write_rows
 from trainer.run import Run, train
@@ -58,7 +59,10 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     presets = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
     parser.add_argument("--model", help='"tiny", a hub id or the folder of a saved pipeline; default: the config\'s')
-    parser.add_argument("--config", help=f"a preset ({presets}) or a YAML file; default: the model's own preset")
+    parser.add_argument(
+        "--config", help=f"a preset ({presets}) or a YAML file; default: that of the model and algorithm"
+    )
+    parser.add_argument("--algorithm", choices=ALGORITHMS, help="default: the config's")
     parser.add_argument("--balance", nargs="+", choices=METHODS, help="methods to run; default: the config's")
     parser.add_argument("--seeds", "--seed", nargs="+", type=int, default=[0])
     parser.add_argument("--output", type=Path, default=Path("runs/demo"))
@@ -68,8 +72,10 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     overrides = [word for word in words if re.match(r"\w[\w.-]*=", word)]
     arguments = parser.parse_args([word for word in words if word not in overrides])
     if arguments.config is None:
-        arguments.config = "tiny" if arguments.model in (None, "tiny") else "marble_sd35_1gpu"
-    return arguments, [f"model.name={arguments.model}", *overrides] if arguments.model else overrides
+        presets_of = {"crd": ("crd_tiny", "crd_sd35")}.get(arguments.algorithm, ("tiny", "marble_sd35_1gpu"))
+        arguments.config = presets_of[arguments.model not in (None, "tiny")]
+    given = {"model.name": arguments.model, "algorithm": arguments.algorithm}
+    return arguments, [*(f"{key}={value}" for key, value in given.items() if value), *overrides]
 
 
 if __name__ == "__main__":

@@ -52,9 +52,10 @@ class Algorithm(Protocol):
 
 def make_algorithm(config: Config, backbone: Backbone) -> tuple[Algorithm, Adapters]:
     """The config's algorithm, its adapters added to ``backbone``."""
+    from .crd import CenteredRewardDistillation
     from .nft import DiffusionNFT
 
-    kind = {"nft": DiffusionNFT}[config.algorithm]
+    kind = {"nft": DiffusionNFT, "crd": CenteredRewardDistillation}[config.algorithm]
     adapters = Adapters(
         backbone.transformer,
         backbone.lora_targets,

@@ -14,6 +14,7 @@ from backbones.solvers import SOLVERS
 from prompts.sources import SourceSettings
 from rewards.registry import FACTORIES, RewardSettings
 
+from .crd_settings import CrdSettings
 from .settings import (
     BalanceSettings,
     EvaluationSettings,
@@ -26,7 +27,7 @@ from .settings import (
     require,
 )
 
-ALGORITHMS = ("nft",)
+ALGORITHMS = ("nft", "crd")
 METHODS = ("sum", "gdpo", "equal", "marble")
 PARALLEL = ("ddp", "fsdp2")
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -40,10 +41,11 @@ _FREE_OF_REWARD = ("url", "device", "batch_size")
 class Config:
     """One training run of ``epochs`` epochs.
 
-    ``algorithm``: ``nft`` is DiffusionNFT. ``method``: ``sum`` adds the raw rewards, ``gdpo`` z-scores each reward per
-    prompt and adds (arXiv 2601.05242), ``equal`` gives each reward's unit gradient a fixed weight, ``marble`` the
-    min-norm weights. A reward's ``weight`` multiplies it in ``sum``, its z-score in ``gdpo``; it is the fixed α of
-    ``equal`` and the prior of ``marble``.
+    ``algorithm``: ``nft`` is DiffusionNFT, ``crd`` Centered Reward Distillation.
+    ``method``: ``sum`` adds the raw rewards, ``gdpo`` z-scores each reward per prompt and adds (arXiv 2601.05242),
+    ``equal`` gives each reward's unit gradient a fixed weight, ``marble`` the min-norm weights. A reward's ``weight``
+    multiplies it in ``sum``, its z-score in ``gdpo``; it is the fixed α of ``equal`` and the prior of ``marble``. A
+    reward of weight 0 is not trained: it is scored and evaluated only.
     ``stages`` run one after the other and replace ``epochs``. ``parallel``: how several ranks share the work.
     """
 
@@ -59,6 +61,7 @@ class Config:
     lora: LoraSettings = field(default_factory=LoraSettings)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
     loss: LossSettings = field(default_factory=LossSettings)
+    crd: CrdSettings = field(default_factory=CrdSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     balance: BalanceSettings = field(default_factory=BalanceSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
@@ -78,11 +81,16 @@ class Config:
             self.loss.timesteps <= self.rollout.steps,
             f"loss.timesteps ({self.loss.timesteps}) are drawn from the {self.rollout.steps} rollout.steps",
         )
-        require(
-            self.rollout.images % self.optimizer.steps_per_epoch == 0,
-            f"optimizer.steps_per_epoch ({self.optimizer.steps_per_epoch}) must divide rollout.images "
-            f"({self.rollout.images}): each step takes an equal share of every prompt's images",
-        )
+        if self.algorithm == "crd":
+            self._check_groups()
+        else:
+            require(
+                self.rollout.images % self.optimizer.steps_per_epoch == 0,
+                f"optimizer.steps_per_epoch ({self.optimizer.steps_per_epoch}) must divide rollout.images "
+                f"({self.rollout.images}): each step takes an equal share of every prompt's images",
+            )
+        if self.loss.std == "auto":
+            self.loss.std = "global" if self.algorithm == "crd" else "group"
         require(
             not (self.balance.probe and self.balance.refresh_every > 1),
             "balance.probe solves on every step: set balance.refresh_every=1, or balance.probe=0",
@@ -98,6 +106,19 @@ class Config:
             all(source.weight >= 0 for source in self.sources.values())
             and any(s.weight for s in self.sources.values()),
             "the weights of the sources must be >= 0 and not all 0",
+        )
+
+    def _check_groups(self) -> None:
+        settings, images = self.optimizer, self.rollout.images
+        require(
+            self.rollout.prompts % settings.steps_per_epoch == 0,
+            f"optimizer.steps_per_epoch ({settings.steps_per_epoch}) must divide rollout.prompts "
+            f"({self.rollout.prompts}): with crd each step takes all images of its prompts",
+        )
+        require(
+            settings.micro_batch == 0 or settings.micro_batch >= images,
+            f"optimizer.micro_batch ({settings.micro_batch}) must hold the {images} rollout.images of a prompt (or be "
+            "0, for all): crd compares them in one forward",
         )
 
     def _check_stages(self) -> None:

@@ -23,7 +23,8 @@ class RunCounts:
     ``refresh_every``-th step; "marble", the factored route, solved on every ``refresh_every``-th step, or on a share
     ``probe`` of each step's micro-steps (0: on all); "loop", one backward per reward. ``rewards``: K. ``anchor``:
     DiffusionNFT's, "per_reward" (M = 2 terms, a pass each), "shared" (M = 1 and a shared term), "none" for a loss
-    without one. ``kl``: a term with the reference policy, which is shared. ``shared_every``: shared terms on every n-th
+    without one. ``kl``: a term with the reference policy, which is shared, and takes ``references`` of its forwards (2:
+    under classifier-free guidance). ``shared_every``: shared terms on every n-th
     micro-step. ``checkpointing``: activations are recomputed in every backward pass.
 
     Raises ``ValueError`` for what is out of range or does not go together.
@@ -39,6 +40,7 @@ class RunCounts:
     rewards: int = 5
     anchor: str = "per_reward"
     kl: bool = True
+    references: int = 1
     refresh_every: int = 1
     probe: float = 0.0
     shared_every: int = 1
@@ -186,7 +188,7 @@ def _per_micro_step(counts: RunCounts) -> tuple[float, float]:
     """Backward passes and reference forwards of a micro-step, on average over micro-steps and steps."""
     terms = 2 if counts.anchor == "per_reward" else 1
     probed = counts.probes / counts.micro_steps
-    reference = counts.kl / counts.shared_every
+    reference = counts.kl * counts.references / counts.shared_every
     shared = (counts.kl or counts.anchor == "shared") / counts.shared_every
     if counts.form == "sum":
         return 1.0, reference

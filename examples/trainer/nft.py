@@ -9,6 +9,7 @@ from backbones.interface import Backbone
 from .adapters import Adapters
 from .algorithm import Noised
 from .config import Config
+from .decay import decay_at
 from .rollout import Rollout
 from .step_batch import MicroBatch, StepBatch
 
@@ -65,13 +66,4 @@ class DiffusionNFT:
 
     def follow(self, step: int) -> None:
         """old ← η old + (1 − η) θ."""
-        self.states.copy("default", "old", old_decay(self.config.loss.old, step))
-
-
-def old_decay(schedule: str, step: int) -> float:
-    """η of old ← η old + (1 − η) θ after optimizer step ``step``; see ``LossSettings.old``."""
-    if schedule == "copy":
-        return 0.0
-    if schedule == "slow":
-        return min(0.001 * step, 0.5)
-    return min(0.0075 * max(step - 75, 0), 0.999)
+        self.states.copy("default", "old", decay_at(self.config.loss.old, step))

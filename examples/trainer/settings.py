@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from .decay import check_schedule
+
 OPTIMIZERS = ("sgd", "adamw")
-OLD_SCHEDULES = ("copy", "slow", "medium")
 
 
 def require(condition: bool, message: str) -> None:
@@ -43,13 +44,14 @@ class RolloutSettings:
 
 @dataclass
 class LossSettings:
-    """DiffusionNFT's ``beta``, ``adv_clip`` and λ_KL = ``kl``; ``timesteps`` of the rollout's times per sample and
-    epoch, drawn without repetition (0: the first 99 %, as in the recipe).
+    """What the algorithms share: ``adv_clip``, the largest advantage; ``timesteps`` of the rollout's times per sample
+    (CRD: per prompt) and epoch, drawn without repetition (0: the first 99 %, as in the recipes); ``std``: "group" or
+    "global", of ``group_advantages``, or "auto": the algorithm's own, "global" for CRD and "group" else.
 
-    ``anchor``: "per_reward", the paper's, or "shared" (see ``marble_opt.losses.diffusion_nft``). ``std``: "group" or
-    "global", of ``group_advantages``. ``old``: how the rollout policy follows the trained one, old ← η old + (1 − η) θ
-    after an epoch: "copy" η = 0; "slow" min(0.001 step, 0.5); "medium" 0 for 75 steps, then
-    min(0.0075 (step − 75), 0.999).
+    DiffusionNFT alone: ``beta``, λ_KL = ``kl``, and ``anchor``: "per_reward", the paper's, or "shared" (see
+    ``marble_opt.losses.diffusion_nft``). ``old``: how the rollout policy follows the trained one, old ← η old +
+    (1 − η) θ after an epoch: "copy" η = 0; "slow" min(0.001 step, 0.5); "medium" 0 for 75 steps, then
+    min(0.0075 (step − 75), 0.999); any other of ``decay.SCHEDULES``, or a formula (``decay.decay_at``).
     """
 
     beta: float = 0.1
@@ -57,22 +59,23 @@ class LossSettings:
     adv_clip: float = 5.0
     timesteps: int = 2
     anchor: str = "per_reward"
-    std: str = "group"
+    std: str = "auto"
     old: str = "slow"
 
     def __post_init__(self) -> None:
         require(self.beta > 0 and self.adv_clip > 0 and self.kl >= 0, f"loss: beta, adv_clip > 0, kl >= 0, got {self}")
         require(self.timesteps >= 0, "loss.timesteps must be positive, or 0 for 99 % of the rollout's")
         require(self.anchor in ("per_reward", "shared"), f"loss.anchor is per_reward or shared, got {self.anchor!r}")
-        require(self.std in ("group", "global"), f"loss.std must be group or global, got {self.std!r}")
-        require(self.old in OLD_SCHEDULES, f"loss.old must be one of {OLD_SCHEDULES}, got {self.old!r}")
+        require(self.std in ("group", "global", "auto"), f"loss.std must be group or global or auto, got {self.std!r}")
+        check_schedule("loss.old", self.old)
 
 
 @dataclass
 class OptimizerSettings:
     """``name``: "sgd" with momentum 0.9, whose step follows the combined gradient, or "adamw", whose step is another
     vector. ``max_grad_norm`` clips the combined gradient. ``steps_per_epoch`` optimizer steps share out the images of
-    every prompt; a step accumulates micro-batches of ``micro_batch`` samples (0: all of a rank's)."""
+    every prompt (CRD: the prompts, each with all of its images); a step accumulates micro-batches of ``micro_batch``
+    samples (0: all of a rank's; CRD: as many whole prompts as fit)."""
 
     name: str = "sgd"
     lr: float = 0.75

@@ -29,7 +29,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """The samples of one optimizer step, an equal share of every prompt's images.
+    """The samples of one optimizer step.
 
     ``counts`` [K]: n_k, the samples to which reward k applies, and ``samples``: all, over all ranks and times. The
     training times of a sample are drawn without repetition from those of the rollout.
@@ -41,21 +41,27 @@ class StepBatch:
 
     @classmethod
     def of(cls, rollout: Rollout, part: int, times: Tensor, epoch: int, weights: Tensor, config: Config) -> "StepBatch":
-        """The ``part``-th of ``steps_per_epoch`` shares of ``rollout``; ``times`` [S]: those of the rollout."""
+        """The ``part``-th of ``steps_per_epoch`` equal shares of each prompt's images; ``times`` [S] of the rollout."""
         takes = rollout.image_ids % config.optimizer.steps_per_epoch == part
+        own = takes[rollout.mine].nonzero().squeeze(1)
+        seeds = [rollout.seed(i, epoch, config.seed, "times") for i in own]
+        return cls.cut(rollout, takes, training_times(times, config.loss.timesteps, seeds), epoch, weights, config)
+
+    @classmethod
+    def cut(
+        cls, rollout: Rollout, takes: Tensor, times: Tensor, epoch: int, weights: Tensor, config: Config
+    ) -> "StepBatch":
+        """A step of the images that ``takes`` [N] picks; ``times`` [T, n] of those n that are this rank's."""
         own = takes[rollout.mine].nonzero().squeeze(1)
         values = advantages(rollout, config.loss.std)
         # A reward that sets no image of the step apart from its group has nothing to say: it sits out, as if it did not
-        # apply, instead of entering the balance with the gradient of DiffusionNFT's anchor alone.
+        # apply, instead of entering the balance with the gradient of a loss's anchor alone.
         values[(values.nan_to_num()[:, takes] == 0).all(1)] = torch.nan
         mixed = _MIXED[config.method](rollout, weights, config.loss.std) if config.method in _MIXED else None
-        drawn = training_times(
-            times, config.loss.timesteps, [rollout.seed(i, epoch, config.seed, "times") for i in own]
-        )
         batches = []
         # Times outside, samples inside: any first share of the micro-steps is a fair sample, which ``probe`` needs.
-        for number, row in enumerate(drawn):
-            for places in torch.arange(len(own)).split(config.optimizer.micro_batch or len(own)):
+        for number, row in enumerate(times):
+            for places in torch.arange(len(own)).split(micro_batch_of(config) or len(own)):
                 index = own[places]
                 seeds = [rollout.seed(i, epoch, config.seed, f"noise {number}") for i in index]
                 column = index + rollout.mine.start
@@ -64,8 +70,8 @@ class StepBatch:
                         index, row[places], seeds, values[:, column], None if mixed is None else mixed[:, column]
                     )
                 )
-        samples = int(takes.sum()) * len(drawn)
-        return cls(batches, (~values[:, takes].isnan()).sum(1) * len(drawn), samples)
+        samples = int(takes.sum()) * len(times)
+        return cls(batches, (~values[:, takes].isnan()).sum(1) * len(times), samples)
 
 
 def training_times(times: Tensor, count: int, seeds: list[int]) -> Tensor:
@@ -86,4 +92,10 @@ def timesteps_of(config: Config) -> int:
 def micro_steps(config: Config, samples: int) -> int:
     """Micro-steps of one optimizer step on a rank that has ``samples`` samples per epoch."""
     own = samples // config.optimizer.steps_per_epoch
-    return -(-own // (config.optimizer.micro_batch or own)) * timesteps_of(config)
+    return -(-own // (micro_batch_of(config) or own)) * timesteps_of(config)
+
+
+def micro_batch_of(config: Config) -> int:
+    """Samples of a micro-batch, 0 for all of a rank's; CRD takes as many whole prompts as fit."""
+    size, images = config.optimizer.micro_batch, config.rollout.images
+    return size // images * images if config.algorithm == "crd" else size

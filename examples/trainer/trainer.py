@@ -62,7 +62,7 @@ class Trainer:
             self.backbone, self.adapters, self.algorithm.rollout, self.scorer, prompts, config, self.epoch
         )
         rolled = perf_counter()
-        trained = rollout.only([name in stage.rewards for name in config.rewards])
+        trained = rollout.only([name in stage.rewards and s.weight > 0 for name, s in config.rewards.items()])
         times = self.backbone.times(config.rollout.steps, config.rollout.solver)
         self._shown = None
         for batch in self.algorithm.batches(trained, times, self.epoch, self.weights):

@@ -36,6 +36,7 @@ def test_published_counts(options: dict, published: int) -> None:
 
 def test_each_option_adds_its_own_part() -> None:
     assert forwards(form="sum", guidance=True) == pytest.approx(forwards(form="sum") + 25)
+    assert forwards(form="sum", references=2) == pytest.approx(forwards(form="sum") + 24)
     assert forwards(form="sum", kl=False) == pytest.approx(forwards(form="sum") - 24)
     assert forwards(anchor="none", kl=False) == pytest.approx(forwards(form="sum", kl=False))
     assert forwards(anchor="per_reward") == pytest.approx(forwards(anchor="shared") + 24 * 1.1)

@@ -17,7 +17,6 @@ from trainer.adapters import Adapters
 from trainer.config import METHODS
 from trainer.evaluation import Evaluation, composite, evaluate
 from trainer.forecast import counts_of
-from trainer.nft import old_decay
 from trainer.rollout import Rollout, gdpo_advantages, roll_out, summed_advantages
 from trainer.run import Run, check_applies, check_shares
 from trainer.step_batch import StepBatch, micro_steps, training_times
@@ -300,18 +299,6 @@ def test_a_reward_that_never_applies_is_refused() -> None:
     scores = torch.tensor([[1.0, 2.0], [torch.nan, torch.nan]])
     with pytest.raises(ValueError, match="no held-out prompt carries ocr: leave"):
         check_applies(Evaluation(("clean", "ocr"), [Prompt("a"), Prompt("b")], scores, {}))
-
-
-@pytest.mark.parametrize(
-    ("schedule", "decays"),
-    [
-        ("copy", {0: 0.0, 1000: 0.0}),
-        ("slow", {0: 0.0, 100: 0.1, 10_000: 0.5}),
-        ("medium", {75: 0.0, 76: 0.0075, 10_000: 0.999}),
-    ],
-)
-def test_decay_schedules_of_the_old_policy(schedule: str, decays: dict[int, float]) -> None:
-    assert {step: old_decay(schedule, step) for step in decays} == pytest.approx(decays)
 
 
 def test_the_forecast_counts_what_the_trainer_does() -> None:
