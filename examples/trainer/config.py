@@ -22,11 +22,12 @@ from .settings import (
     LossSettings,
     OptimizerSettings,
     RolloutSettings,
+    SliderSettings,
     Stage,
     require,
 )
 
-ALGORITHMS = ("nft",)
+ALGORITHMS = ("nft", "slider")
 METHODS = ("sum", "gdpo", "equal", "marble")
 PARALLEL = ("ddp", "fsdp2")
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -36,8 +37,8 @@ PRESETS = Path(__file__).parents[1] / "presets"
 class Config:
     """One training run of ``epochs`` epochs.
 
-    ``algorithm``: ``nft`` is DiffusionNFT. ``method``: ``sum`` adds the raw rewards, ``gdpo`` z-scores each reward per
-    prompt and adds (arXiv 2601.05242), ``equal`` gives each reward's unit gradient a fixed weight, ``marble`` the
+    ``algorithm``: ``nft`` is DiffusionNFT, ``slider`` ParetoSlider (see ``SliderSettings``).
+    ``method``: ``sum`` adds the raw rewards, ``gdpo`` z-scores each reward per prompt and adds (arXiv 2601.05242), ``equal`` gives each reward's unit gradient a fixed weight, ``marble`` the
     min-norm weights. A reward's ``weight`` multiplies it in ``sum``, its z-score in ``gdpo``; it is the fixed α of
     ``equal`` and the prior of ``marble``.
     ``stages`` run one after the other and replace ``epochs``. ``parallel``: how several ranks share the work.
@@ -59,6 +60,7 @@ class Config:
     balance: BalanceSettings = field(default_factory=BalanceSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    slider: SliderSettings = field(default_factory=SliderSettings)
 
     def __post_init__(self) -> None:
         require(self.algorithm in ALGORITHMS, f"algorithm must be one of {ALGORITHMS}, got {self.algorithm!r}")
@@ -80,6 +82,8 @@ class Config:
         )
         subsampled = self.balance.probe or self.balance.shared_every > 1
         require(not (subsampled and self.method in ("sum", "gdpo")), "sums take no probe and no shared_every")
+        if self.algorithm == "slider":
+            self._check_slider()
 
     def _check_weights(self) -> None:
         for name, settings in self.rewards.items():
@@ -99,6 +103,30 @@ class Config:
             require(not unknown, f"stages[{number}] names {unknown}, which are no rewards or sources of this config")
         foreign = sorted({name for group in self.balance.groups.values() for name in group} - {*self.rewards})
         require(not foreign, f"balance.groups names {foreign}, which are no rewards of this config")
+
+    def _check_slider(self) -> None:
+        slots, prompts = self.slider.slots, self.rollout.prompts
+        require(len(self.rewards) >= 2, "a slider needs at least two rewards to choose between")
+        require(
+            self.method in ("gdpo", "marble"),
+            "a slider takes method gdpo (scalarised with ω) or marble (a min-norm problem per bucket of ω), got "
+            f"{self.method!r}",
+        )
+        require(
+            prompts % slots == 0,
+            f"slider.slots ({slots}) must divide rollout.prompts ({prompts}), which counts the groups (prompt, ω)",
+        )
+        require(self.rollout.guidance == 1, "a slider is sampled without guidance: set rollout.guidance to 1")
+        require(self.parallel == "ddp", "a slider's conditioning is not sharded: set parallel to ddp")
+        require(not self.stages, "a slider takes no stages: ω says which rewards count")
+        buckets = self.method == "marble"
+        require(not (buckets and self.balance.groups), "a slider's buckets are its groups: leave balance.groups out")
+        require(not (buckets and self.balance.floor), "a slider's buckets have ω as prior: set balance.floor to 0")
+
+    @property
+    def distinct_prompts(self) -> int:
+        """The prompts of an epoch; a slider's are rolled out ``slider.slots`` times each."""
+        return self.rollout.prompts // (self.slider.slots if self.algorithm == "slider" else 1)
 
     @property
     def total_epochs(self) -> int:
