@@ -38,9 +38,9 @@ class Config:
     """One training run of ``epochs`` epochs.
 
     ``algorithm``: ``nft`` is DiffusionNFT, ``slider`` ParetoSlider (see ``SliderSettings``).
-    ``method``: ``sum`` adds the raw rewards, ``gdpo`` z-scores each reward per prompt and adds (arXiv 2601.05242), ``equal`` gives each reward's unit gradient a fixed weight, ``marble`` the
-    min-norm weights. A reward's ``weight`` multiplies it in ``sum``, its z-score in ``gdpo``; it is the fixed α of
-    ``equal`` and the prior of ``marble``.
+    ``method``: ``sum`` adds the raw rewards, ``gdpo`` z-scores each reward per prompt and adds (arXiv 2601.05242),
+    ``equal`` gives each reward's unit gradient a fixed weight, ``marble`` the min-norm weights. A reward's ``weight``
+    multiplies it in ``sum``, its z-score in ``gdpo``; it is the fixed α of ``equal`` and the prior of ``marble``.
     ``stages`` run one after the other and replace ``epochs``. ``parallel``: how several ranks share the work.
     """
 
