@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from torch import Tensor
 
 from marble_opt.preferences import PreferenceConditioning, install
@@ -46,7 +47,7 @@ class PreferredBackbone(Backbone):
 
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
         centre = [1 / self.size] * self.size
-        omega = torch.tensor([[*prompt.metadata.get(PREFERENCE, centre)] for prompt in prompts])
+        omega = torch.tensor([[*prompt.metadata.get(PREFERENCE, centre)] for prompt in prompts], dtype=torch.float32)
         return {**self.backbone.encode(prompts), PREFERENCE: omega.to(self.device)}
 
     def velocity(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
@@ -81,7 +82,7 @@ def load_preferred(backbone: Backbone, folder: str | Path) -> PreferredBackbone:
     """
     conditioning = PreferenceConditioning.from_pretrained(folder).float().to(backbone.device).requires_grad_(False)
     transformer: Any = backbone.transformer
-    transformer.load_lora_adapter(str(folder), prefix="transformer", local_files_only=True)
+    transformer.load_lora_adapter(str(folder), prefix="transformer", weight_name=LORA_WEIGHT_NAME_SAFE)
     for name, weight in transformer.named_parameters():
         if ".lora_" in name:
             weight.data = weight.data.float()
