@@ -5,7 +5,7 @@
 
 Per seed, C epochs each: the slider; the balanced slider; five runs of C / 5 epochs with fixed weights and the same
 normalisation; rewarded soups between the two runs with one reward, of C / 5 and of C / 2 epochs. The tiny model, colour
-against clean, preset slider_tiny.
+against soft, preset slider_tiny.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from marble_opt.preferences import simplex_grid  # noqa: E402
 
 ROWS, PLOT = RESULTS / "slider.jsonl", RESULTS / "slider.png"
 SEEDS = (0, 1, 2)
-EPOCHS = 40
+EPOCHS = 30
 SWEEP, FIXED = simplex_grid(2, 10), simplex_grid(2, 4)
 METHODS = {"slider": "gdpo", "balanced slider": "marble"}
 

@@ -16,14 +16,12 @@ def saturation(images: Tensor) -> Tensor:
     return ((largest - smallest) / largest.clamp_min(1e-6)).flatten(1).mean(1)
 
 
-def quietness(images: Tensor) -> Tensor:
-    """exp(−σ / 0.1), [B], of Immerkær's noise level (1996, Fast noise variance estimation, CVIU 64):
-    σ = √(π/2) / 6 · mean |N ∗ luma|, N the difference of two Laplacians. Unlike the trained reward it is a mean over
-    all pixels, so edges count too."""
-    luma = torch.einsum("bchw,c->bhw", images, images.new_tensor([0.299, 0.587, 0.114])).unsqueeze(1)
-    kernel = images.new_tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]]).view(1, 1, 3, 3)
-    sigma = (torch.pi / 2) ** 0.5 / 6 * torch.nn.functional.conv2d(luma, kernel).abs().flatten(1).mean(1)
-    return torch.exp(-sigma / 0.1)
+def evenness(images: Tensor) -> Tensor:
+    """1 − (q_95 − q_5), [B], of the quantiles over pixels of the lightness (max + min) / 2 (HSL): another middle and
+    another spread than those of the trained reward, the standard deviation of the luma."""
+    lightness = ((images.amax(1) + images.amin(1)) / 2).flatten(1)
+    low, high = torch.quantile(lightness, lightness.new_tensor([0.05, 0.95]), dim=1)
+    return 1 - (high - low)
 
 
 def non_dominated(points: Sequence[Point]) -> list[int]:

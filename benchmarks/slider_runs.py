@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.slider_measures import quietness, saturation
+from benchmarks.slider_measures import evenness, saturation
 
 # benchmarks/measure.py, imported by slider.py first, makes examples/ importable.
 from backbones.load import load_backbone  # isort: skip
@@ -22,7 +22,7 @@ from trainer.evaluation import evaluate  # isort: skip
 from trainer.trainer import Trainer  # isort: skip
 
 PRESET = "slider_tiny"
-EVALUATION = ("evaluation.prompts=40", "evaluation.shown=40", "evaluation.batch=80")
+EVALUATION = ("evaluation.prompts=24", "evaluation.shown=24", "evaluation.batch=48")
 SAVED_EVERY = 5
 
 
@@ -71,7 +71,7 @@ def judged(
     result = evaluate(backbone, adapters, adapter, scorer, sources, config)
     images = torch.stack([*result.images.values()])
     own = {name: row[~row.isnan()].mean().item() for name, row in zip(result.names, result.scores, strict=True)}
-    return own | {"saturation": saturation(images).mean().item(), "quietness": quietness(images).mean().item()}
+    return own | {"saturation": saturation(images).mean().item(), "evenness": evenness(images).mean().item()}
 
 
 class Soup:

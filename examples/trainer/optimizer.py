@@ -24,6 +24,7 @@ def make_optimizer(
     options = config.balance
     own: dict[str, Any] = dict(
         balancing(config),
+        optimizer=base_optimizer(parameters, config),
         rewards=list(config.rewards),
         refresh_every=options.refresh_every,
         ema=options.ema,
@@ -37,11 +38,11 @@ def make_optimizer(
         probe=options.probe or None,
         shared_every=options.shared_every,
     )
-    return marble_opt.Marble(base_optimizer(parameters, config), **(own | dict(replaced)))
+    return marble_opt.Marble(**(own | dict(replaced)))
 
 
-def base_optimizer(parameters: list[Tensor], config: Config) -> torch.optim.Optimizer:
-    """The optimizer that Marble wraps."""
+def base_optimizer(parameters: list[Tensor] | list[dict[str, Any]], config: Config) -> torch.optim.Optimizer:
+    """The optimizer that Marble wraps, for parameters or groups of them."""
     settings = config.optimizer
     if settings.name == "sgd":
         return torch.optim.SGD(parameters, lr=settings.lr, momentum=0.9)

@@ -12,6 +12,9 @@ from marble_opt.preferences import PreferenceConditioning, install
 
 from .adapters import Adapters
 
+# What the names of its parameters start with.
+CONDITIONING = "conditioning."
+
 
 class PreferenceAdapters(Adapters):
     """Every state of the policy is a LoRA and a :class:`PreferenceConditioning`: both are trained, copied, averaged and
@@ -48,7 +51,7 @@ class PreferenceAdapters(Adapters):
         super().__init__(transformer, targets, rank, alpha, seed, names)
 
     def parameters(self, name: str) -> dict[str, Tensor]:
-        own = {f"conditioning.{key}": weight for key, weight in self.conditionings[name].named_parameters()}
+        own = {f"{CONDITIONING}{key}": weight for key, weight in self.conditionings[name].named_parameters()}
         return super().parameters(name) | own
 
     @property

@@ -156,7 +156,8 @@ class SliderSettings:
 
     ``slots``: groups of each prompt, every one with an ω of its own and ``rollout.images`` images; ``rollout.prompts``
     counts the groups. ``mixture``: shares of ω drawn at a vertex, on an edge, in the interior; {} is the paper's (10 %
-    and 90 % interior for two rewards, 50 %, 35 % and 15 % for more). ``frequencies`` of the conditioning's features.
+    and 90 % interior for two rewards, 50 %, 35 % and 15 % for more). ``frequencies`` of the conditioning's features;
+    ``lr_scale``: its learning rate relative to the LoRA's, ``optimizer.lr``.
     ``scalarisation`` of method gdpo: "linear", or "tchebycheff", smooth with ``mu`` in units of score (small: the worst
     reward counts), the ideal point ``margin`` above the best scores seen, and mean scores of regions of ω smoothed by
     ``means_decay``. ``divisions`` of an edge of the simplex make these regions, the buckets of method marble: for two
@@ -166,6 +167,7 @@ class SliderSettings:
     slots: int = 3
     mixture: dict[str, float] = field(default_factory=dict)
     frequencies: int = 6
+    lr_scale: float = 1.0
     scalarisation: str = "linear"
     mu: float = 0.1
     margin: float = 0.0
@@ -178,6 +180,7 @@ class SliderSettings:
             self.scalarisation in SCALARISATIONS,
             f"slider.scalarisation must be one of {SCALARISATIONS}, got {self.scalarisation!r}",
         )
+        require(self.lr_scale > 0, f"slider.lr_scale must be positive, got {self.lr_scale}")
         require(self.mu > 0 and self.margin >= 0, f"slider: mu > 0, margin >= 0, got {self.mu} and {self.margin}")
         require(0 <= self.means_decay < 1, f"slider.means_decay must be in [0, 1), got {self.means_decay}")
         unknown, total = set(self.mixture) - set(KINDS), sum(self.mixture.values())

@@ -24,7 +24,8 @@ from marble_opt.preferences import (
 from .algorithm import Noised
 from .config import Config
 from .nft import DiffusionNFT
-from .preference_adapters import PreferenceAdapters
+from .optimizer import base_optimizer
+from .preference_adapters import CONDITIONING, PreferenceAdapters
 from .preference_groups import preferences
 from .rollout import Rollout, advantages
 from .step_batch import MicroBatch, StepBatch
@@ -51,7 +52,7 @@ class Slider(DiffusionNFT):
         self.balancer = BucketBalancer(self.centres) if config.method == "marble" else None
         self.means = BucketMeans(len(self.centres), size, decay=settings.means_decay)
         self.ideal = IdealPoint(size, margin=settings.margin)
-        self.options: Mapping[str, Any] = {"model": adapters.modules}
+        self.options: Mapping[str, Any] = {"model": adapters.modules, "optimizer": _optimizer(adapters, config)}
         if self.balancer is not None:
             names = bucket_rewards(list(config.rewards), len(self.centres))
             self.options = {**self.options, "rewards": names, "balancer": self.balancer, "weights": None, "floor": 0.0}
@@ -117,6 +118,16 @@ class BucketedBatch(StepBatch):
             replace(micro, advantages=rows[:, micro.index + rollout.mine.start]) for micro in batch.micro_batches
         ]
         return cls(micro_batches, (~rows[:, takes].isnan()).sum(1) * times, batch.samples, omega)
+
+
+def _optimizer(adapters: PreferenceAdapters, config: Config) -> torch.optim.Optimizer:
+    """One optimizer for the LoRA and the conditioning, in the order of ``adapters.parameters``."""
+    parameters = adapters.parameters(adapters.names[0])
+    own = [weight for name, weight in parameters.items() if name.startswith(CONDITIONING)]
+    lora = [weight for name, weight in parameters.items() if not name.startswith(CONDITIONING)]
+    return base_optimizer(
+        [{"params": lora}, {"params": own, "lr": config.optimizer.lr * config.slider.lr_scale}], config
+    )
 
 
 def _scalarised(batch: StepBatch, rollout: Rollout, mixed: Tensor) -> StepBatch:
