@@ -38,16 +38,23 @@ METHODS = {"slider": "gdpo", "balanced slider": "marble"}
 
 
 def measure(output: Path, seeds: list[int], methods: list[str]) -> None:
-    """Everything that the rows do not hold yet, a method and seed at a time."""
+    """Everything that the rows do not hold yet, a method and seed at a time; what others are compared with first."""
     for seed in seeds:
-        for method in methods:
-            if not _known(method, seed):
-                config = slider_config(seed, EPOCHS, METHODS[method])
-                trainer, seconds = trained(config, output / f"{method.replace(' ', '-')}-seed{seed}")
-                points = [judged(trainer.backbone, trainer.adapters, "average", trainer, omega) for omega in SWEEP]
-                _store(method, seed, SWEEP, points, EPOCHS, seconds)
         if not _known("soup", seed):
             _rivals(output, seed)
+        _slide(output, seed, methods[0])
+    for method in methods[1:]:
+        for seed in seeds:
+            _slide(output, seed, method)
+
+
+def _slide(output: Path, seed: int, method: str) -> None:
+    if _known(method, seed):
+        return
+    config = slider_config(seed, EPOCHS, METHODS[method])
+    trainer, seconds = trained(config, output / f"{method.replace(' ', '-')}-seed{seed}")
+    points = [judged(trainer.backbone, trainer.adapters, "average", trainer, omega) for omega in SWEEP]
+    _store(method, seed, SWEEP, points, EPOCHS, seconds)
 
 
 def _rivals(output: Path, seed: int) -> None:

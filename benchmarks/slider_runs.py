@@ -28,7 +28,8 @@ SAVED_EVERY = 5
 
 def slider_config(seed: int, epochs: int, method: str) -> Config:
     """The preset; ``method`` gdpo is ParetoSlider's linear form, marble the balanced one."""
-    return load_config(PRESET, [f"seed={seed}", f"epochs={epochs}", f"method={method}", *EVALUATION])
+    balanced = ("balance.refresh_every=1", "slider.divisions=2") if method == "marble" else ()
+    return load_config(PRESET, [f"seed={seed}", f"epochs={epochs}", f"method={method}", *balanced, *EVALUATION])
 
 
 def fixed_config(seed: int, epochs: int, omega: Sequence[float]) -> Config:
