@@ -2,6 +2,7 @@
 
     python benchmarks/slider.py              train and judge what is missing (an hour on one CPU thread), then plot
     python benchmarks/slider.py --plot       draw results/slider.png from results/slider.jsonl only
+    python benchmarks/slider.py --ship       write the first seed's slider to examples/tiny/slider, for the app
 
 Per seed, C epochs each: the slider; the balanced slider; five runs of C / 5 epochs with fixed weights and the same
 normalisation; rewarded soups between the two runs with one reward, of C / 5 and of C / 2 epochs. The tiny model, colour
@@ -23,11 +24,13 @@ from benchmarks.slider_runs import (  # noqa: E402
     EVALUATION,
     PRESET,
     Soup,
+    Trainer,
     fixed_config,
     judged,
     slider_config,
     trained,
 )
+from benchmarks.slider_ship import ship  # noqa: E402
 from marble_opt.preferences import simplex_grid  # noqa: E402
 
 ROWS, PLOT = RESULTS / "slider.jsonl", RESULTS / "slider.png"
@@ -72,7 +75,7 @@ def _rivals(output: Path, seed: int) -> None:
     _store("soup", seed, SWEEP, _soup(long[0][0], long[1][0]), EPOCHS // 2 * 2, long[0][1] + long[1][1])
 
 
-def _soup(first, second) -> list[dict[str, float]]:
+def _soup(first: Trainer, second: Trainer) -> list[dict[str, float]]:
     soup = Soup(first, second)
     return [judged(soup.mix(float(omega[0])), None, None, first, omega) for omega in SWEEP]
 
@@ -107,11 +110,12 @@ def main() -> None:
     """Measure if asked to, then draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plot", action="store_true", help="only draw from the committed rows")
+    parser.add_argument("--ship", action="store_true", help="only write the app's checkpoint, from the first seed")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "slider", help="where runs are kept")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     arguments = parser.parse_args()
-    if not arguments.plot:
+    if not (arguments.plot or arguments.ship):
         torch.use_deterministic_algorithms(True)
         measure(arguments.output, arguments.seeds, arguments.methods)
     rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
@@ -120,6 +124,9 @@ def main() -> None:
     draw(rows, PLOT)
     print(table(derived))
     print(PLOT)
+    if arguments.ship:
+        seed = arguments.seeds[0]
+        print(ship(rows, arguments.output / f"slider-seed{seed}", seed, EPOCHS))
 
 
 if __name__ == "__main__":

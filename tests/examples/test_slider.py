@@ -23,7 +23,13 @@ from trainer.rollout import Rollout, advantages
 from trainer.slider import Slider
 from trainer.trainer import Trainer
 
-SMALL_SLIDER = (*SMALL[:-2], "rollout.prompts=6", "loss.kl=0.1", "lora.rank=2", "balance.refresh_every=1")
+SMALL_SLIDER = (
+    *SMALL[:-2],
+    "rollout.prompts=3",
+    "balance.refresh_every=1",
+    "loss.kl=0.1",
+    "optimizer.steps_per_epoch=1",
+)
 FORMS = (
     ("method=gdpo",),
     ("method=gdpo", "slider.scalarisation=tchebycheff"),
@@ -72,7 +78,7 @@ def test_every_form_of_the_slider_trains_lora_and_conditioning(form: tuple[str, 
 
 
 def test_preferences_reach_the_rollout_and_both_policies_but_not_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = slider_trainer("slider.slots=2")
+    trainer = slider_trainer("slider.slots=2", "rollout.prompts=4")
     seen: dict[str, list[Tensor]] = {name: [] for name in trainer.adapters.names}
     for name, conditioning in trainer.adapters.conditionings.items():
         conditioning.register_forward_hook(lambda module, args, output, name=name: seen[name].append(args[0]))
@@ -124,7 +130,7 @@ def _batches(trainer: Trainer, scores: Tensor) -> tuple[list, Rollout]:
 
 
 def test_tchebycheff_weighs_the_reward_that_lags_more() -> None:
-    trainer = slider_trainer("slider.scalarisation=tchebycheff", "slider.mu=0.01")
+    trainer = slider_trainer("slider.scalarisation=tchebycheff", "slider.mu=0.01", "rollout.prompts=6")
     slider, scores = trainer.algorithm, torch.stack([torch.linspace(0.8, 1, 18), torch.linspace(0, 1, 18)])
     _, rollout = _batches(trainer, scores)
     omega = preferences(trainer.config, 0)[rollout.prompt_ids]
@@ -136,8 +142,14 @@ def test_tchebycheff_weighs_the_reward_that_lags_more() -> None:
 
 @pytest.mark.parametrize("form", [FORMS[0], FORMS[2]])
 def test_micro_batches_of_a_slider_change_nothing(form: tuple[str, ...]) -> None:
-    cut = ("optimizer.micro_batch=4", "rollout.batch=7")
-    options = (*form, "loss.timesteps=2", "optimizer.steps_per_epoch=3", "optimizer.name=sgd", "optimizer.lr=0.5")
+    cut = ("optimizer.micro_batch=2", "rollout.batch=4")
+    options = (
+        *form,
+        "loss.timesteps=2",
+        "optimizer.steps_per_epoch=3",
+        "optimizer.name=sgd",
+        "optimizer.lr=0.5",
+    )
     whole, parts = slider_trainer(*options), slider_trainer(*options, *cut)
     for trainer in (whole, parts):
         trainer.train_epoch()
@@ -162,7 +174,9 @@ def test_a_resumed_slider_equals_an_unbroken_one_bit_for_bit(form: tuple[str, ..
 
 def test_the_balanced_slider_equals_a_min_norm_problem_per_bucket() -> None:
     """One optimizer step against gradients of each bucket alone, by autograd, and `solve_min_norm`."""
-    trainer = slider_trainer("method=marble", "slider.divisions=1", "optimizer.name=sgd", "optimizer.lr=1", "loss.kl=0")
+    trainer = slider_trainer(
+        "method=marble", "slider.divisions=1", "rollout.prompts=6", "optimizer.name=sgd", "optimizer.lr=1", "loss.kl=0"
+    )
     trainer.config.optimizer.max_grad_norm = 1e9
     for _ in range(2):
         trainer.train_epoch()
@@ -230,7 +244,7 @@ def test_three_rewards_make_a_triangle() -> None:
     trainer = slider_trainer(preset="slider_tiny3")
     numbers = trainer.train_epoch()
     assert [f"train/{name}" in numbers for name in trainer.config.rewards] == [True] * 3
-    assert preferences(trainer.config, 0).shape == (6, 3)
+    assert preferences(trainer.config, 0).shape == (3, 3)
     assert pictures(trainer.backbone, [0.2, 0.3, 0.5]).shape == (2, 3, 24, 24)
     assert isinstance(trainer.adapters.current(), PreferenceConditioning)
 
