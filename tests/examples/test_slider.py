@@ -20,7 +20,9 @@ from trainer import checkpoint
 from trainer.config import Config, load_config
 from trainer.preference_groups import preferences
 from trainer.rollout import Rollout, advantages
+from trainer.run import train
 from trainer.slider import Slider
+from trainer.table import table
 from trainer.trainer import Trainer
 
 SMALL_SLIDER = (
@@ -233,6 +235,13 @@ def test_a_saved_slider_loads_into_a_fresh_model_and_draws_the_same_images(tmp_p
             images.append(pictures(trainer.backbone, omega))
         assert torch.equal(pictures(loaded, omega), images[-1])
     assert not torch.equal(images[0], images[2])
+
+
+@pytest.mark.parametrize("method", ["gdpo", "marble"])
+def test_a_whole_run_leaves_a_folder_that_loads(method: str, tmp_path: Path) -> None:
+    run = train(slider_config("epochs=1", f"method={method}"), tmp_path, False, "cpu")
+    assert table([run]).startswith("held-out reward")
+    assert load_preferred(load_backbone(ModelSettings()), tmp_path / "lora").current().rewards == ("colour", "soft")
 
 
 def test_a_folder_without_a_conditioning_is_refused(tmp_path: Path) -> None:
