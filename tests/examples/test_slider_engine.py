@@ -85,7 +85,7 @@ def test_expected_scores_lie_on_the_front(engine: SliderEngine) -> None:
 @pytest.mark.parametrize(
     ("text", "omega", "message"),
     [
-        ("two red circles", [1.0], "the rewards are colour, clean"),
+        ("two red circles", [1.0], "the rewards are colour, soft"),
         ("two red circles", [0.9, 0.9], "must be on the simplex"),
         ("red " * 11, [0.5, 0.5], "shorten it"),
     ],
