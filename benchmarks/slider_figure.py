@@ -102,7 +102,7 @@ def draw(rows: list[dict], path: Path) -> None:
         ax.set_xlabel(f"{x}, held-out prompts")
         ax.set_ylabel(f"{y}, held-out prompts")
         ax.set_title("the trained rewards" if front == "trained" else "judges that no run was trained on", fontsize=10)
-    axes[0, 0].legend(fontsize=8, loc="lower left")
+    axes[0, 0].legend(fontsize=8, loc="upper right")
     for ax, place in zip(axes[1], (0, 1), strict=True):
         for method in methods[:-1]:
             curves = [points for seed in seeds if (points := curve(rows, method, seed, "trained"))]

@@ -59,9 +59,10 @@ class App:
         here = self.engine.expected(omega)
         axes.plot([here[x]], [here[y]], "o", color="#d95f02", ms=13, label="this preference, mean over prompts")
         axes.plot([drawn.scores[x]], [drawn.scores[y]], "k*", ms=11, label="this image")
+        axes.set_title("the front: means over held-out prompts", fontsize=9)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="lower left")
         return figure
 
     def page(self) -> "gradio.Blocks":
@@ -79,8 +80,8 @@ class App:
                         for name, value in zip(engine.rewards, start, strict=True)
                     ]
                     scores = gradio.Markdown()
-                image = gradio.Image(label="image", type="numpy", format="png", elem_id="image")
-                front = gradio.Plot(label="front on held-out prompts")
+                image = gradio.Image(show_label=False, type="numpy", format="png", elem_id="image")
+                front = gradio.Plot(show_label=False)
             inputs, outputs = [text, seed, *sliders], [image, scores, front]
             for number, slider in enumerate(sliders):
                 # "input" is the user's own move; what it sets the other sliders to starts no further round.

@@ -249,6 +249,12 @@ def test_a_folder_without_a_conditioning_is_refused(tmp_path: Path) -> None:
         load_preferred(load_backbone(ModelSettings()), tmp_path)
 
 
+def test_the_papers_recipe_is_a_preset() -> None:
+    config = load_config("slider_sd35")
+    assert (config.distinct_prompts, config.slider.slots, config.rollout.images) == (48, 3, 8)
+    assert preferences(config, 0).shape == (144, 2)
+
+
 def test_three_rewards_make_a_triangle() -> None:
     trainer = slider_trainer(preset="slider_tiny3")
     numbers = trainer.train_epoch()
