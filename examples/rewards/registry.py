@@ -31,6 +31,7 @@ FACTORIES = {
     "colour": "rewards.tiny_world:colour",
     "contrast": "rewards.tiny_world:contrast",
     "clean": "rewards.tiny_world:clean",
+    "soft": "rewards.tiny_world:soft",
 }
 
 

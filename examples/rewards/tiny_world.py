@@ -1,4 +1,4 @@
-"""The five rewards of the tiny world; the prompts' facts come from ``prompts.world``."""
+"""The rewards of the tiny world, five and the opposite of one; the prompts' facts come from ``prompts.world``."""
 
 from collections.abc import Callable, Sequence
 
@@ -48,3 +48,4 @@ composition = _on_captions("composition", _composition)
 colour = _on_images(quality.colourfulness)
 contrast = _on_images(quality.contrast)
 clean = _on_images(quality.cleanness)
+soft = _on_images(quality.softness)

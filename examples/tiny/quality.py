@@ -1,4 +1,7 @@
-"""Three bounded measures of image quality from the literature; images [B, 3, H, W] in [0, 1], scores [B] in [0, 1]."""
+"""Bounded measures of image quality, three from the literature and the opposite of one.
+
+Images are [B, 3, H, W] in [0, 1], scores [B] in [0, 1].
+"""
 
 import torch
 from torch import Tensor
@@ -22,6 +25,11 @@ def contrast(images: Tensor) -> Tensor:
     weights = images.new_tensor([0.299, 0.587, 0.114])
     luma = torch.einsum("bchw,c->bhw", images, weights)
     return 2 * luma.flatten(1).std(-1, unbiased=False)
+
+
+def softness(images: Tensor) -> Tensor:
+    """1 − :func:`contrast`: pulls against it, and against :func:`colourfulness`, which rises with it."""
+    return 1 - contrast(images)
 
 
 def cleanness(images: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """What distinguishes one way of post-training from another, beside the loop that they share."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -30,10 +32,14 @@ class Algorithm(Protocol):
     """An algorithm's adapters, batches and losses.
 
     ``adapters`` are the names of its LoRA states, the trained one first; ``rollout`` is the one that rolls out.
+    ``backbone`` is the model as it is to be called; ``options`` replace those that Marble would get from the config.
+    Classes inherit from this one, and with it an algorithm without options and without a state of its own.
     """
 
     adapters: tuple[str, ...]
     rollout: str
+    backbone: Backbone
+    options: Mapping[str, Any] = MappingProxyType({})
 
     def batches(self, rollout: Rollout, times: Tensor, epoch: int, weights: Tensor) -> list[StepBatch]:
         """The epoch's optimizer steps; ``times`` [S] are those of the rollout, ``weights`` [K] the rewards'."""
@@ -49,12 +55,21 @@ class Algorithm(Protocol):
         """Let the other adapters follow the trained one at the end of an epoch, after optimizer step ``step``."""
         ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the next epoch depends on beside adapters and optimizer."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned."""
+
 
 def make_algorithm(config: Config, backbone: Backbone) -> tuple[Algorithm, Adapters]:
     """The config's algorithm, its adapters added to ``backbone``."""
     from .crd import CenteredRewardDistillation
     from .nft import DiffusionNFT
 
+    if config.algorithm == "slider":
+        return _make_slider(config, backbone)
     kind = {"nft": DiffusionNFT, "crd": CenteredRewardDistillation}[config.algorithm]
     adapters = Adapters(
         backbone.transformer,
@@ -65,3 +80,20 @@ def make_algorithm(config: Config, backbone: Backbone) -> tuple[Algorithm, Adapt
         (*kind.adapters, "average"),
     )
     return kind(config, backbone, adapters), adapters
+
+
+def _make_slider(config: Config, backbone: Backbone) -> tuple[Algorithm, Adapters]:
+    from .preference_adapters import PreferenceAdapters
+    from .slider import Slider
+
+    adapters = PreferenceAdapters(
+        backbone.transformer,
+        backbone.lora_targets,
+        config.lora.rank,
+        config.lora.alpha,
+        config.seed,
+        (*Slider.adapters, "average"),
+        list(config.rewards),
+        config.slider.frequencies,
+    )
+    return Slider(config, backbone, adapters), adapters

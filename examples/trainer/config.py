@@ -23,11 +23,12 @@ from .settings import (
     LossSettings,
     OptimizerSettings,
     RolloutSettings,
+    SliderSettings,
     Stage,
     require,
 )
 
-ALGORITHMS = ("nft", "crd")
+ALGORITHMS = ("nft", "crd", "slider")
 METHODS = ("sum", "gdpo", "equal", "marble")
 PARALLEL = ("ddp", "fsdp2")
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -41,11 +42,11 @@ _FREE_OF_REWARD = ("url", "device", "batch_size")
 class Config:
     """One training run of ``epochs`` epochs.
 
-    ``algorithm``: ``nft`` is DiffusionNFT, ``crd`` Centered Reward Distillation.
-    ``method``: ``sum`` adds the raw rewards, ``gdpo`` z-scores each reward per prompt and adds (arXiv 2601.05242),
-    ``equal`` gives each reward's unit gradient a fixed weight, ``marble`` the min-norm weights. A reward's ``weight``
-    multiplies it in ``sum``, its z-score in ``gdpo``; it is the fixed α of ``equal`` and the prior of ``marble``. A
-    reward of weight 0 is not trained: it is scored and evaluated only.
+    ``algorithm``: ``nft`` is DiffusionNFT, ``crd`` Centered Reward Distillation, ``slider`` ParetoSlider (see
+    ``SliderSettings``). ``method``: ``sum`` adds the raw rewards, ``gdpo`` z-scores each reward per prompt and adds
+    (arXiv 2601.05242), ``equal`` gives each reward's unit gradient a fixed weight, ``marble`` the min-norm weights. A
+    reward's ``weight`` multiplies it in ``sum``, its z-score in ``gdpo``; it is the fixed α of ``equal`` and the prior
+    of ``marble``. A reward of weight 0 is not trained: it is scored and evaluated only.
     ``stages`` run one after the other and replace ``epochs``. ``parallel``: how several ranks share the work.
     """
 
@@ -66,6 +67,7 @@ class Config:
     balance: BalanceSettings = field(default_factory=BalanceSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    slider: SliderSettings = field(default_factory=SliderSettings)
 
     def __post_init__(self) -> None:
         require(self.algorithm in ALGORITHMS, f"algorithm must be one of {ALGORITHMS}, got {self.algorithm!r}")
@@ -95,6 +97,8 @@ class Config:
             not (self.balance.probe and self.balance.refresh_every > 1),
             "balance.probe solves on every step: set balance.refresh_every=1, or balance.probe=0",
         )
+        if self.algorithm == "slider":
+            self._check_slider()
 
     def _check_weights(self) -> None:
         for name, settings in self.rewards.items():
@@ -130,6 +134,30 @@ class Config:
             require(usable, f"stages[{number}].sources must be weights >= 0 and not all 0, got {stage.sources}")
         foreign = sorted({name for group in self.balance.groups.values() for name in group} - {*self.rewards})
         require(not foreign, f"balance.groups names {foreign}, which are no rewards of this config")
+
+    def _check_slider(self) -> None:
+        slots, prompts = self.slider.slots, self.rollout.prompts
+        require(len(self.rewards) >= 2, "a slider needs at least two rewards to choose between")
+        require(
+            self.method in ("gdpo", "marble"),
+            "a slider takes method gdpo (scalarised with ω) or marble (a min-norm problem per bucket of ω), got "
+            f"{self.method!r}",
+        )
+        require(
+            prompts % slots == 0,
+            f"slider.slots ({slots}) must divide rollout.prompts ({prompts}), which counts the groups (prompt, ω)",
+        )
+        require(self.rollout.guidance == 1, "a slider is sampled without guidance: set rollout.guidance to 1")
+        require(self.parallel == "ddp", "a slider's conditioning is not sharded: set parallel to ddp")
+        require(not self.stages, "a slider takes no stages: ω says which rewards count")
+        buckets = self.method == "marble"
+        require(not (buckets and self.balance.groups), "a slider's buckets are its groups: leave balance.groups out")
+        require(not (buckets and self.balance.floor), "a slider's buckets have ω as prior: set balance.floor to 0")
+
+    @property
+    def distinct_prompts(self) -> int:
+        """The prompts of an epoch; a slider's are rolled out ``slider.slots`` times each."""
+        return self.rollout.prompts // (self.slider.slots if self.algorithm == "slider" else 1)
 
     @property
     def summed(self) -> bool:

@@ -12,7 +12,7 @@ from prompts.prompt import Prompt
 
 from . import ranks
 from .adapters import Adapters
-from .algorithm import Noised
+from .algorithm import Algorithm, Noised
 from .config import Config
 from .decay import decay_at
 from .rollout import Rollout
@@ -28,7 +28,7 @@ class GroupBatch(MicroBatch):
     scores: Tensor
 
 
-class CenteredRewardDistillation:
+class CenteredRewardDistillation(Algorithm):
     """``sampling`` makes the rollouts, ``old`` is the denominator of the policies' ratio, and the reference, the
     pretrained model under classifier-free guidance.
 

@@ -7,14 +7,14 @@ import marble_opt
 from backbones.interface import Backbone
 
 from .adapters import Adapters
-from .algorithm import Noised
+from .algorithm import Algorithm, Noised
 from .config import Config
 from .decay import decay_at
 from .rollout import Rollout
 from .step_batch import MicroBatch, StepBatch
 
 
-class DiffusionNFT:
+class DiffusionNFT(Algorithm):
     """``old`` makes the rollouts and is what the loss contrasts with; the reference is the pretrained model."""
 
     adapters = ("default", "old")

@@ -1,5 +1,9 @@
 """The optimizer of a run: Marble around SGD or AdamW."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -8,13 +12,20 @@ import marble_opt
 from .config import Config
 
 
-def make_optimizer(config: Config, parameters: list[Tensor], model: nn.Module, micro_steps: int) -> marble_opt.Marble:
-    """Marble with the config's options; the losses' normalisers count all ranks, so ranks are summed over."""
+def make_optimizer(
+    config: Config,
+    parameters: list[Tensor],
+    model: nn.Module,
+    micro_steps: int,
+    replaced: Mapping[str, Any] = MappingProxyType({}),
+) -> marble_opt.Marble:
+    """Marble with the config's options, those in ``replaced`` apart; the losses' normalisers count all ranks, so ranks
+    are summed over."""
     options = config.balance
-    return marble_opt.Marble(
-        base_optimizer(parameters, config),
+    own: dict[str, Any] = dict(
+        balancing(config),
+        optimizer=base_optimizer(parameters, config),
         rewards=list(config.rewards),
-        **balancing(config),
         refresh_every=options.refresh_every,
         ema=options.ema,
         max_grad_norm=config.optimizer.max_grad_norm,
@@ -27,10 +38,11 @@ def make_optimizer(config: Config, parameters: list[Tensor], model: nn.Module, m
         probe=None if config.summed else options.probe or None,
         shared_every=1 if config.summed else options.shared_every,
     )
+    return marble_opt.Marble(**(own | dict(replaced)))
 
 
-def base_optimizer(parameters: list[Tensor], config: Config) -> torch.optim.Optimizer:
-    """The optimizer that Marble wraps."""
+def base_optimizer(parameters: list[Tensor] | list[dict[str, Any]], config: Config) -> torch.optim.Optimizer:
+    """The optimizer that Marble wraps, for parameters or groups of them."""
     settings = config.optimizer
     if settings.name == "sgd":
         return torch.optim.SGD(parameters, lr=settings.lr, momentum=0.9)

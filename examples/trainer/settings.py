@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from .decay import check_schedule
 
 OPTIMIZERS = ("sgd", "adamw")
+SCALARISATIONS = ("linear", "tchebycheff")
+KINDS = ("vertex", "edge", "interior")
 
 
 def require(condition: bool, message: str) -> None:
@@ -151,3 +153,43 @@ class Stage:
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1 and bool(self.rewards), "a stage needs epochs >= 1 and at least one reward")
+
+
+@dataclass
+class SliderSettings:
+    """ParetoSlider (arXiv 2604.20816): a model conditioned on a preference ω on the simplex of the rewards.
+
+    ``slots``: groups of each prompt, every one with an ω of its own and ``rollout.images`` images; ``rollout.prompts``
+    counts the groups. ``mixture``: shares of ω drawn at a vertex, on an edge, in the interior; {} is the paper's (10 %
+    and 90 % interior for two rewards, 50 %, 35 % and 15 % for more). ``frequencies`` of the conditioning's features;
+    ``lr_scale``: its learning rate relative to the LoRA's, ``optimizer.lr``.
+    ``scalarisation`` of method gdpo: "linear", or "tchebycheff", smooth with ``mu`` in units of score (small: the worst
+    reward counts), the ideal point ``margin`` above the best scores seen, and mean scores of regions of ω smoothed by
+    ``means_decay``. ``divisions`` of an edge of the simplex make these regions, the buckets of method marble: for two
+    rewards ``divisions`` + 1 of them.
+    """
+
+    slots: int = 3
+    mixture: dict[str, float] = field(default_factory=dict)
+    frequencies: int = 6
+    lr_scale: float = 1.0
+    scalarisation: str = "linear"
+    mu: float = 0.1
+    margin: float = 0.0
+    means_decay: float = 0.9
+    divisions: int = 4
+
+    def __post_init__(self) -> None:
+        require(min(self.slots, self.frequencies, self.divisions) >= 1, "slider: slots, frequencies, divisions >= 1")
+        require(
+            self.scalarisation in SCALARISATIONS,
+            f"slider.scalarisation must be one of {SCALARISATIONS}, got {self.scalarisation!r}",
+        )
+        require(self.lr_scale > 0, f"slider.lr_scale must be positive, got {self.lr_scale}")
+        require(self.mu > 0 and self.margin >= 0, f"slider: mu > 0, margin >= 0, got {self.mu} and {self.margin}")
+        require(0 <= self.means_decay < 1, f"slider.means_decay must be in [0, 1), got {self.means_decay}")
+        unknown, total = set(self.mixture) - set(KINDS), sum(self.mixture.values())
+        require(
+            not unknown and (not self.mixture or (min(self.mixture.values()) >= 0 and abs(total - 1) < 1e-9)),
+            f"slider.mixture gives shares of sum 1 to {KINDS}, got {self.mixture}",
+        )

@@ -17,6 +17,7 @@ from .algorithm import Noised, make_algorithm
 from .config import Config
 from .evaluation import Evaluation, composite, evaluate
 from .optimizer import make_optimizer
+from .preference_groups import grouped
 from .rollout import Rollout, roll_out
 from .sharding import Sharding
 from .step_batch import MicroBatch, StepBatch, micro_steps
@@ -38,10 +39,12 @@ class Trainer:
         self.test_prompts = {name: load_prompts(name, source, True) for name, source in config.sources.items()}
         self.weights = torch.tensor([settings.weight for settings in config.rewards.values()])
         self.algorithm, self.adapters = make_algorithm(config, backbone)
+        self.backbone = self.algorithm.backbone
         self.sharding = Sharding(backbone.transformer, config.parallel)
         trained = list(self.adapters.parameters("default").values())
         own = config.rollout.prompts * config.rollout.images // ranks.ranks()
-        self.optimizer = make_optimizer(config, trained, backbone.transformer, micro_steps(config, own))
+        steps = micro_steps(config, own)
+        self.optimizer = make_optimizer(config, trained, backbone.transformer, steps, self.algorithm.options)
         scaled = config.model.precision == "fp16"
         self.scaler = torch.amp.GradScaler(backbone.device.type) if scaled else None
         self.seconds: dict[str, float] = {}
@@ -56,7 +59,8 @@ class Trainer:
         shares = {
             name: stage.sources.get(name, 0.0) if stage.sources else s.weight for name, s in config.sources.items()
         }
-        prompts = choose(self.train_prompts, shares, config.rollout.prompts, config.seed, self.epoch)
+        prompts = choose(self.train_prompts, shares, config.distinct_prompts, config.seed, self.epoch)
+        prompts = grouped(prompts, config, self.epoch)
         start = perf_counter()
         rollout = roll_out(
             self.backbone, self.adapters, self.algorithm.rollout, self.scorer, prompts, config, self.epoch
@@ -134,6 +138,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "adapters": self.sharding.full(self.adapters.state_dict()),
+            "algorithm": self.algorithm.state_dict(),
             "optimizer": self.sharding.optimizer_state(self.optimizer),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "history": self.history,
@@ -144,6 +149,7 @@ class Trainer:
         """Continue a saved run; ``ValueError`` if it was made with other settings."""
         self.config.check_same(state["config"])
         self.adapters.load_state_dict(state["adapters"], self.sharding.load)
+        self.algorithm.load_state_dict(state["algorithm"])
         self.sharding.load_optimizer_state(self.optimizer, state["optimizer"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
