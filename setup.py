@@ -37,6 +37,7 @@ setup(
         ],
         "bench": [
             "quadprog",
+            "pymoo",  # the hypervolume of benchmarks/slider.py
             "torchjd[quadprog-projector]>=0.18",  # first with that extra, which its UPGrad and DualProj need
         ],
         "examples": [
@@ -65,6 +66,7 @@ setup(
             "pyyaml",
         ],
         "wandb": ["wandb"],
+        "app": ["gradio>=5"],  # tried with 6.31
         "triton": ["triton>=3.3; platform_system == 'Linux'"],  # torch's CUDA builds bring their own
         "tensorboard": ["tensorboard"],
         "test": [

@@ -24,6 +24,13 @@ from trainer.rows import write_rows
 from trainer.run import Run, train
 from trainer.table import table
 
+# By algorithm: the preset of the tiny model, and that of all others.
+OWN_PRESETS = {
+    "nft": ("tiny", "marble_sd35_1gpu"),
+    "crd": ("crd_tiny", "crd_sd35"),
+    "slider": ("slider_tiny", "slider_sd35"),
+}
+
 
 def main() -> None:
     """Parse the command line, run every method and seed, print the table, draw the figure."""
@@ -72,8 +79,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     overrides = [word for word in words if re.match(r"\w[\w.-]*=", word)]
     arguments = parser.parse_args([word for word in words if word not in overrides])
     if arguments.config is None:
-        presets_of = {"crd": ("crd_tiny", "crd_sd35")}.get(arguments.algorithm, ("tiny", "marble_sd35_1gpu"))
-        arguments.config = presets_of[arguments.model not in (None, "tiny")]
+        arguments.config = OWN_PRESETS[arguments.algorithm or "nft"][arguments.model not in (None, "tiny")]
     given = {"model.name": arguments.model, "algorithm": arguments.algorithm}
     return arguments, [*(f"{key}={value}" for key, value in given.items() if value), *overrides]
 
