@@ -1,38 +1,39 @@
-"""The checkpoint that examples/slider_app.py shows, from a run of benchmarks/slider.py."""
+"""The checkpoint that examples/slider_app.py shows: a run of its own, with a KL term that keeps the images clean."""
 
 import json
 from datetime import date
 from pathlib import Path
 
-import torch
-
 from benchmarks.measure import ROOT, commit
-from benchmarks.slider_figure import curve
-from benchmarks.slider_runs import PRESET, slider_config, trained
+from benchmarks.slider_runs import EVALUATION, PRESET, judged, trained
+from marble_opt.preferences import simplex_grid
+from trainer.config import load_config
 
 SHIPPED = ROOT / "examples" / "tiny" / "slider"
+SETTINGS = ("seed=0", "epochs=24", "loss.kl=0.5")
 
 
-def ship(rows: list[dict], output: Path, seed: int, epochs: int, folder: Path = SHIPPED) -> Path:
-    """Write the averaged LoRA and conditioning of the run in ``output`` as fp16, and slider.json: how it was made and
-    the front of the rows."""
-    trainer, _ = trained(slider_config(seed, epochs, "gdpo"), output)
+def ship(output: Path, folder: Path = SHIPPED) -> Path:
+    """Train in ``output``; write the averaged LoRA and conditioning as fp16, and slider.json: how they were made and
+    their front, mean scores of the trained rewards and of composition on held-out prompts for eleven preferences."""
+    trainer, _ = trained(load_config(PRESET, [*SETTINGS, *EVALUATION]), output)
+    for weight in trainer.adapters.parameters("average").values():
+        weight.data = weight.data.half().float()
+    grid = simplex_grid(2, 10)
+    points = [judged(trainer.backbone, trainer.adapters, "average", trainer, omega) for omega in grid]
     for weight in trainer.adapters.parameters("average").values():
         weight.data = weight.data.half()
     trainer.backbone.save_lora(folder, "average")
-    names = list(trainer.config.rewards)
-    points = curve(rows, "slider", seed, "trained")
-    grid = torch.linspace(0, 1, len(points), dtype=torch.float64)
+    shown = [*trainer.config.rewards, "composition"]
     facts = {
         "made_by": "python benchmarks/slider.py --ship",
         "preset": PRESET,
-        "epochs": epochs,
-        "seed": seed,
+        "settings": list(SETTINGS),
         "sampler_steps": trainer.config.rollout.steps,
-        "front_of": "mean scores on held-out prompts, before rounding to fp16",
+        "front_of": "mean scores on held-out prompts",
         "front": [
-            {"omega": [round(float(w), 6), round(1 - float(w), 6)], "scores": dict(zip(names, point, strict=True))}
-            for w, point in zip(grid, points, strict=True)
+            {"omega": omega.tolist(), "scores": {name: round(point[name], 6) for name in shown}}
+            for omega, point in zip(grid, points, strict=True)
         ],
         "commit": commit(),
         "date": date.today().isoformat(),
