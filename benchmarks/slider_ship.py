@@ -14,8 +14,9 @@ SETTINGS = ("seed=0", "epochs=24", "loss.kl=0.5")
 
 
 def ship(output: Path, folder: Path = SHIPPED) -> Path:
-    """Train in ``output``; write the averaged LoRA and conditioning as fp16, and slider.json: how they were made and
-    their front, mean scores of the trained rewards and of composition on held-out prompts for eleven preferences."""
+    """Train in ``output``; write the averaged LoRA and conditioning as fp16, and slider.json: how they were made,
+    their front, mean scores on held-out prompts for eleven preferences, and what composition, which nobody trained on,
+    is there."""
     trainer, _ = trained(load_config(PRESET, [*SETTINGS, *EVALUATION]), output)
     for weight in trainer.adapters.parameters("average").values():
         weight.data = weight.data.half().float()
@@ -24,7 +25,6 @@ def ship(output: Path, folder: Path = SHIPPED) -> Path:
     for weight in trainer.adapters.parameters("average").values():
         weight.data = weight.data.half()
     trainer.backbone.save_lora(folder, "average")
-    shown = [*trainer.config.rewards, "composition"]
     facts = {
         "made_by": "python benchmarks/slider.py --ship",
         "preset": PRESET,
@@ -32,9 +32,10 @@ def ship(output: Path, folder: Path = SHIPPED) -> Path:
         "sampler_steps": trainer.config.rollout.steps,
         "front_of": "mean scores on held-out prompts",
         "front": [
-            {"omega": omega.tolist(), "scores": {name: round(point[name], 6) for name in shown}}
+            {"omega": omega.tolist(), "scores": {name: round(point[name], 6) for name in trainer.config.rewards}}
             for omega, point in zip(grid, points, strict=True)
         ],
+        "composition": [round(point["composition"], 6) for point in points],
         "commit": commit(),
         "date": date.today().isoformat(),
     }
