@@ -48,7 +48,7 @@ def engine() -> SliderEngine:
 
 def test_the_shipped_slider_is_small_and_says_how_it_was_made(engine: SliderEngine) -> None:
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 3 * 2**20
-    assert {"preset", "epochs", "seed", "sampler_steps", "front", "commit", "date"} <= set(engine.facts)
+    assert {"preset", "settings", "sampler_steps", "front", "composition", "commit", "date"} <= set(engine.facts)
     assert all(abs(sum(omega) - 1) < 1e-6 for omega, _ in engine.front)
 
 
