@@ -19,7 +19,6 @@ import torch
 
 from trainer import ranks
 from trainer.config import ALGORITHMS, METHODS, PRESETS, load_config
-from trainer.figure import draw
 from trainer.rows import write_rows
 from trainer.run import Run, train
 from trainer.table import table
@@ -56,6 +55,9 @@ def main() -> None:
     finally:
         ranks.stop()
     if ranks.is_main():
+        # Here, so that the other ranks start without what draws.
+        from trainer.figure import draw
+
         print(table(runs))
         print(f"figure: {draw(runs, arguments.output / 'report.png')}")
         print(f"rows: {write_rows(runs, arguments.output / 'rows.jsonl')}")
