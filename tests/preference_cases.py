@@ -77,3 +77,13 @@ def by_hand(model: Any, conditioning: PreferenceConditioning, omega: Tensor, giv
     h = model.proj_out(model.norm_out(h, temb))
     patches = h.view(len(h), 4, 4, 2, 2, 4)
     return torch.einsum("nhwpqc->nchpwq", patches).reshape(len(h), 4, 8, 8)
+
+
+def run(model: Any, given: dict[str, Tensor] | None = None) -> Tensor:
+    output: Tensor = model(**(inputs(model.dtype) if given is None else given)).sample
+    return output
+
+
+def conditioned(model: Any, conditioning: PreferenceConditioning, omega: Any) -> Tensor:
+    with conditioning.preference(omega):
+        return run(model)

@@ -77,7 +77,6 @@ def test_mistakes_on_the_command_line_are_named(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_settings_come_from_a_file(tmp_path: Path) -> None:
-    pytest.importorskip("yaml")
     path = tmp_path / "rewards.yaml"
     path.write_text("ocr: {device: 'cuda:1', batch_size: 8, scale: 2, options: {model: /weights}}\ncolour:\n")
     settings = with_options(from_yaml(path), ["ocr.threshold=0.5", "ocr.model=/other", "colour.names=[1]"])
@@ -100,7 +99,6 @@ def test_settings_come_from_a_file(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_in_a_file_are_named(tmp_path: Path, text: str, words: str) -> None:
-    pytest.importorskip("yaml")
     path = tmp_path / "rewards.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=words):

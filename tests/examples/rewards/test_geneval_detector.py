@@ -5,9 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-
-pytest.importorskip("transformers")
-
 from tiny_detectors import save_mask2former
 
 from rewards.geneval.classes import CLASSES

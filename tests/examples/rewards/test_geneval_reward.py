@@ -5,9 +5,6 @@ from collections.abc import Sequence
 import pytest
 import torch
 from PIL import Image
-
-pytest.importorskip("transformers")
-
 from tiny_detectors import save_clip, save_mask2former
 
 from rewards.geneval.classes import COLOURS

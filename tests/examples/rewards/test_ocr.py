@@ -7,8 +7,6 @@ import pytest
 import torch
 from text_images import text_image
 
-pytest.importorskip("rapidocr")
-
 from rewards.ocr import OcrReward, ocr
 from rewards.registry import RewardSettings, build
 

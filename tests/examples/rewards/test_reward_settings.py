@@ -2,6 +2,7 @@
 
 import math
 
+import omegaconf
 import pytest
 
 from rewards.registry import RewardSettings, build
@@ -36,7 +37,6 @@ def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch: pytest.Monke
 
 
 def test_settings_are_a_structured_config() -> None:
-    omegaconf = pytest.importorskip("omegaconf")
     schema = omegaconf.OmegaConf.structured(RewardSettings)
     values = {"scale": 1 / 26, "dtype": "float16", "options": {"model": "/weights"}}
     merged = omegaconf.OmegaConf.to_object(omegaconf.OmegaConf.merge(schema, values))
