@@ -1,0 +1,74 @@
+"""The peers' methods as callables of a Gram matrix, TorchJD's where it has them.
+
+All get the Gram matrix divided by its mean diagonal, and in fp64: UPGrad and CAGrad have absolute thresholds on a
+gradient's norm, below which they return uniform weights or zero, and gradients of a LoRA are that small.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import marble_opt
+
+Weighting = Callable[[Tensor], Tensor]
+_RIDGE, _NEWTON_STEPS, _TOLERANCE = 1e-8, 200, 1e-9
+
+
+def scaled(weighting: Weighting) -> Weighting:
+    """``weighting`` of the Gram matrix whose mean diagonal is 1."""
+
+    def weights(gram: Tensor) -> Tensor:
+        gram = gram.double()
+        return weighting(gram / gram.diagonal().mean())
+
+    return weights
+
+
+def pcgrad() -> Weighting:
+    """PCGrad (Yu et al. 2020)."""
+    from torchjd.aggregation import PCGradWeighting
+
+    return scaled(PCGradWeighting())
+
+
+def upgrad() -> Weighting:
+    """UPGrad (Quinton and Rey 2024)."""
+    from torchjd.aggregation import UPGradWeighting
+
+    return scaled(UPGradWeighting())
+
+
+def mgda() -> Weighting:
+    """MGDA (Désidéri 2012; Sener and Koltun 2018) on raw gradients, by our exact solver."""
+    return scaled(lambda gram: marble_opt.solve_min_norm(gram).alpha)
+
+
+def cagrad() -> Weighting:
+    """CAGrad (Liu et al. 2021) with its paper's c = 0.4."""
+    from torchjd.aggregation import CAGradWeighting
+
+    return scaled(CAGradWeighting(c=0.4))
+
+
+def nash() -> Weighting:
+    """Nash-MTL's bargaining point (Navon et al. 2022, claim 3.1): α > 0 with G α = 1 / α, by :func:`nash_point`."""
+    return scaled(nash_point)
+
+
+def nash_point(gram: Tensor) -> Tensor:
+    """α > 0 [K] with G α = 1 / α: the minimum of the convex ½ αᵀ G α − Σ log α, by damped Newton steps.
+
+    A ridge of 1e-8 keeps it finite where the gradients are exactly Pareto stationary.
+    """
+    gram = gram + _RIDGE * torch.eye(len(gram), dtype=gram.dtype)
+    alpha = gram.diagonal().rsqrt()
+    for _ in range(_NEWTON_STEPS):
+        gradient = gram @ alpha - 1 / alpha
+        direction = torch.linalg.solve(gram + torch.diag(alpha.pow(-2)), gradient)
+        # The decrement λ of a self-concordant function: steps of 1 / (1 + λ) stay inside, and in the end are whole.
+        decrement = (gradient @ direction).clamp_min(0).sqrt()
+        alpha = alpha - direction / (1 + decrement)
+        if decrement < _TOLERANCE:
+            break
+    return alpha
