@@ -15,10 +15,25 @@ import marble_opt
 _SIGNAL_FLOOR = 0.1
 
 
-class EMAGram:
-    """The moving average Ḡ = ρ Ḡ + (1 − ρ) G goes into the QP, cosines and norms alike.
+class Average:
+    """The moving average Ḡ = ρ Ḡ + (1 − ρ) G of matrices [K, K] of which a part may be missing.
 
     An entry starts with its first value; one whose rewards are not both present keeps its own.
+    """
+
+    def __init__(self, count: int, rho: float) -> None:
+        self.rho = rho
+        self.value = torch.full((count, count), torch.nan, dtype=torch.float64)
+
+    def add(self, new: Tensor, present: Tensor) -> Tensor:
+        """``value`` [K, K] with ``new`` [K, K] taken in where ``present`` (bool [K]) holds on both sides."""
+        mixed = torch.where(self.value.isnan(), new, self.rho * self.value + (1 - self.rho) * new)
+        self.value = torch.where(present.unsqueeze(1) & present, mixed, self.value)
+        return self.value
+
+
+class EMAGram:
+    """The moving average of the Gram matrix goes into the QP, cosines and norms alike.
 
     Args:
         count: the number K of rewards.
@@ -26,16 +41,13 @@ class EMAGram:
     """
 
     def __init__(self, count: int, rho: float) -> None:
-        self.rho, self.present = rho, [True] * count
-        self.gram = torch.full((count, count), torch.nan, dtype=torch.float64)
+        self.present = [True] * count
+        self._average = Average(count, rho)
 
     def __call__(self, gram: Tensor) -> Tensor:
         """c of the present rewards from their Gram of this step."""
-        rows = _rows(self.present, gram)
-        index = torch.tensor(rows)
-        old = self.gram[index.unsqueeze(1), index]
-        mixed = torch.where(old.isnan(), gram.double(), self.rho * old + (1 - self.rho) * gram.double())
-        self.gram[index.unsqueeze(1), index] = mixed
+        full, here = _placed(gram, self.present), torch.tensor(self.present)
+        mixed = self._average.add(full, here)[here][:, here]
         norms = mixed.diagonal().sqrt()
         return balanced(mixed / norms.outer(norms), norms)
 
@@ -46,45 +58,42 @@ class CrossFit:
     With the halves' mean gradients h, E[h_k^A · h_l^B] = E[g_k] · E[g_l] also for k = l, while |g_k|² holds the trace
     of g_k's covariance too: plain cosines shrink towards 0, the more so the fewer samples a reward has. Hence
 
-        G_kl = ½ (h_k^A · h_l^B + h_k^B · h_l^A),    cos_kl = G_kl / sqrt(G_kk G_ll).
+        G_kl = ½ (h_k^A · h_l^B + h_k^B · h_l^A),    s_k² = max(G_kk, |g_k|² / 10),    cos_kl = G_kl / (s_k s_l).
 
-    G can be indefinite. G_kk is kept above a tenth of |g_k|², cosines are clipped to [−1, 1], negative eigenvalues are
-    set to 0 and the diagonal is scaled back to 1. c_k = n̄ α_k / |g_k| has the plain norms, so that a step is as long as
-    Marble's and noise is not scaled up. A reward of one half only has plain products.
-
-    ``gram`` is [2K, 2K] of the parts g = g^A + g^B of the gradients: K rows of A, then K rows of B.
+    G can be indefinite: cosines are clipped to [−1, 1], negative eigenvalues are set to 0 and the diagonal is scaled
+    back to 1. c_k = n̄ α_k / |g_k| has the plain norms, so that noise is not scaled up, or with ``signal`` s̄ α_k / s_k,
+    so that it does not make a reward count for less. A reward of one half only has plain products.
 
     Args:
         count: the number K of rewards.
+        signal: divide by s_k rather than by |g_k|.
+        rho: ρ of a moving average over steps of G and of the plain products; 0 for none.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count, self.present = count, [True] * (2 * count)
+    def __init__(self, count: int, signal: bool = False, rho: float = 0.0) -> None:
+        self.count, self.signal, self.present = count, signal, [True] * (2 * count)
+        self._crossed, self._plain = Average(count, rho), Average(count, rho)
         self.share = torch.full((count,), 0.5)
         """[K]: the share of each reward's samples that lies in A."""
 
     def __call__(self, gram: Tensor) -> Tensor:
-        """c of the present halves' rows."""
-        rows, count = _rows(self.present, gram), self.count
-        full = gram.new_zeros(2 * count, 2 * count, dtype=torch.float64)
-        index = torch.tensor(rows)
-        full[index.unsqueeze(1), index] = gram.double()
-        here = torch.tensor(self.present).view(2, count)
-        first, second = full[:count], full[count:]
-        plain = first[:, :count] + first[:, count:] + second[:, :count] + second[:, count:]
-        active = here.any(0)
-        weights = torch.zeros(count, dtype=torch.float64)
-        cosines = self._cosines(full, plain, here.all(0))[active][:, active]
-        weights[active] = balanced(cosines, plain.diagonal()[active].sqrt())
-        return weights.repeat(2)[index]
-
-    def _cosines(self, full: Tensor, plain: Tensor, both: Tensor) -> Tensor:
-        count, share = self.count, self.share.double()
-        crossed = full[:count, count:] / share.outer(1 - share)
+        """c of the present rows of [A; B], from their Gram (of the parts g = g^A + g^B of the gradients)."""
+        full, here = _placed(gram, self.present), torch.tensor(self.present).view(2, self.count)
+        plain = full.view(2, self.count, 2, self.count).sum((0, 2))
+        crossed = full[: self.count, self.count :] / self.share.double().outer(1 - self.share.double())
+        both, active = here.all(0), here.any(0)
         crossed = torch.where(both.unsqueeze(1) & both, (crossed + crossed.T) / 2, plain)
-        energy = torch.maximum(crossed.diagonal(), _SIGNAL_FLOOR * plain.diagonal())
-        norms = torch.where(energy > 0, energy, 1.0).sqrt()
-        return (crossed / norms.outer(norms)).clamp(-1, 1)
+        norms = plain.diagonal()[active].sqrt()
+        crossed = self._crossed.add(crossed, active)[active][:, active]
+        plain = self._plain.add(plain, active)[active][:, active]
+        weights = torch.zeros(self.count, dtype=torch.float64)
+        weights[active] = self._weights(crossed, plain, norms)
+        return weights.repeat(2)[here.flatten()]
+
+    def _weights(self, crossed: Tensor, plain: Tensor, norms: Tensor) -> Tensor:
+        signals = torch.maximum(crossed.diagonal(), _SIGNAL_FLOOR * plain.diagonal()).sqrt()
+        cosines = (crossed / signals.outer(signals)).clamp(-1, 1)
+        return balanced(cosines, signals if self.signal else norms)
 
 
 def balanced(cosines: Tensor, norms: Tensor) -> Tensor:
@@ -105,10 +114,13 @@ def correlation(cosines: Tensor) -> Tensor:
     return scale.unsqueeze(1) * found * scale
 
 
-def _rows(present: Sequence[bool], gram: Tensor) -> list[int]:
-    rows = [row for row, here in enumerate(present) if here]
+def _placed(gram: Tensor, present: Sequence[bool]) -> Tensor:
+    """``gram`` of the present rows among all, 0 elsewhere; in fp64."""
+    rows = torch.tensor([row for row, here in enumerate(present) if here])
     if len(rows) != len(gram):
         raise ValueError(
             f"{len(rows)} rows have a loss, {len(gram)} have a usable gradient: one of them is zero or NaN"
         )
-    return rows
+    full = gram.new_zeros(len(present), len(present), dtype=torch.float64)
+    full[rows.unsqueeze(1), rows] = gram.double()
+    return full

@@ -1,6 +1,7 @@
 """The smoothing variants around ``Marble``, for a loop that calls backward once per step."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +53,13 @@ class CrossFitted(Smoothing):
     Args:
         images: the samples of a prompt, which follow each other in the batch.
         seed: of the draws.
+        settings: :class:`CrossFit`'s.
     """
 
-    def __init__(self, base: Optimizer, names: Sequence[str], model: nn.Module, images: int, seed: int = 0) -> None:
-        self.rule, self.images = CrossFit(len(names)), images
+    def __init__(
+        self, base: Optimizer, names: Sequence[str], model: nn.Module, images: int, seed: int = 0, **settings: Any
+    ) -> None:
+        self.rule, self.images = CrossFit(len(names), **settings), images
         self._random = torch.Generator().manual_seed(seed)
         doubled = [f"{name} {half}" for half in "AB" for name in names]
         self.marble = marble_opt.Marble(base, doubled, balancer=self.rule, normalize=False, model=model)

@@ -14,7 +14,7 @@ from .flow_task import Dials
 from .flow_world import FlowWorld, OptimizerLike
 
 _TOLERANCE = 1e-3
-_PROMPTS, _IMAGES_USED, _SEED = 64, 2, 50_000
+_PROMPTS, _SEED = 512, 50_000
 
 
 class StepJudge:
@@ -25,11 +25,11 @@ class StepJudge:
     and steps are not infinitesimal. Each rung is a share of (step, reward) pairs:
 
     - ``batch/gradient``, ``batch/step``: d, or u, opposes g_k;
-    - ``expected/gradient``, ``expected/step``: it opposes the same loss's gradient on 64 fresh prompts without reward
+    - ``expected/gradient``, ``expected/step``: it opposes the same loss's gradient on 512 fresh prompts without reward
       noise, at the same θ and with the same old policy;
     - ``true/gradient``, ``true/step``: it lowers, to first order, the expected reward on held-out prompts, whose
       gradient is taken through the sampler;
-    - ``falls``: the held-out reward is lower at the next measured step.
+    - ``falls/step``: the held-out reward is lower after this very step; ``falls/interval``: at the next measured one.
 
     ``alignment/batch``: mean cosine of g_k with its expectation; ``alignment/true``: of the latter with minus the true
     gradient. Opposed is a cosine below −0.001.
@@ -40,14 +40,15 @@ class StepJudge:
         every: steps from one measurement to the next.
     """
 
-    def __init__(self, optimizer: OptimizerLike, world: FlowWorld, every: int = 10) -> None:
+    def __init__(self, optimizer: OptimizerLike, world: FlowWorld, every: int = 20) -> None:
         self.optimizer, self.world, self.every = optimizer, world, every
         self.parameters = list(world.model.parameters())
         self.zero_grad = optimizer.zero_grad
         self._steps = 0
         self._fresh = _fresh(world)
         self._cosines: dict[str, list[float]] = {}
-        self._heldout: list[Tensor] = []
+        self._before: list[Tensor] = []
+        self._after: list[Tensor] = []
 
     @property
     def report(self) -> object:
@@ -74,21 +75,22 @@ class StepJudge:
 
     def shares(self) -> dict[str, float]:
         """See the class; the rungs of the steps measured so far."""
-        self._heldout.append(heldout_rewards(self.world))
-        changes = torch.stack(self._heldout).diff(dim=0)
         values = {
             name: mean(found) if name.startswith("alignment") else mean(float(cosine < -_TOLERANCE) for cosine in found)
             for name, found in self._cosines.items()
         }
-        return values | {"falls": (changes < 0).double().mean().item()}
+        before, after = torch.stack([*self._before, heldout_rewards(self.world)]), torch.stack(self._after)
+        falls = {"falls/step": after < before[:-1], "falls/interval": before.diff(dim=0) < 0}
+        return values | {name: fell.double().mean().item() for name, fell in falls.items()}
 
     def _judge(self, step: Callable[[], object]) -> None:
-        self._heldout.append(heldout_rewards(self.world))
+        self._before.append(heldout_rewards(self.world))
         batch = self._fresh.rollout()
         fresh = self._rows(self._fresh.loss(batch, batch.advantages(), batch.counts).losses())
         true = -self._rows(true_rewards(self.world))
         start = flat(self.parameters)
         step()
+        self._after.append(heldout_rewards(self.world))
         gradient, moved = flat(p.grad for p in self.parameters), start - flat(self.parameters)
         for name, rows in (("batch", self._batch), ("expected", fresh), ("true", true)):
             self._keep(f"{name}/gradient", _cosine(rows, gradient))
@@ -105,15 +107,13 @@ class StepJudge:
 
 
 def true_rewards(world: FlowWorld) -> Tensor:
-    """E r_k [K] on a quarter of the held-out images, differentiable through the Euler steps of the sampler."""
+    """The held-out rewards E r_k [K], differentiable through the Euler steps of the sampler."""
     yardstick = world.yardstick
-    images = len(yardstick.noise) // len(yardstick.prompts.unique(dim=0))
-    kept = torch.arange(len(yardstick.noise)) % images < _IMAGES_USED
-    x, prompts, applies = yardstick.noise[kept], yardstick.prompts[kept], yardstick.applies[:, kept]
+    x = yardstick.noise
     for step in range(EULER_STEPS):
         t = torch.full((len(x),), 1 - step / EULER_STEPS)
-        x = x - world.model(x, t, prompts) / EULER_STEPS
-    return (world.aspects.rewards(x, prompts) * applies).sum(1) / applies.sum(1)
+        x = x - world.model(x, t, yardstick.prompts) / EULER_STEPS
+    return (world.aspects.rewards(x, yardstick.prompts) * yardstick.applies).sum(1) / yardstick.applies.sum(1)
 
 
 def heldout_rewards(world: FlowWorld) -> Tensor:

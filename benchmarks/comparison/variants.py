@@ -12,11 +12,13 @@ from torch.optim import Optimizer
 import marble_opt
 
 from .flow_task import Dials
-from .flow_world import OptimizerLike, Plain
+from .flow_world import Mixing, OptimizerLike, Plain
+from .rates import RATES
 from .smoothing_optimizers import CrossFitted, RewardMomentum, SmoothedGram
 
 PLAIN = "marble"
-RHO, BETA1 = 0.7, 0.9
+RHO, RHO_CROSSED, BETA1 = 0.7, 0.9, 0.9
+_MIN_NORM = "min-norm"
 
 
 def _mean_of_rows(gram: Tensor) -> Tensor:
@@ -43,9 +45,8 @@ BASES: dict[str, Callable[[list[Tensor], float], Optimizer]] = {
 @dataclass(frozen=True)
 class Variant:
     """``options`` of Marble around the base optimizer ``base``; ``smoothing``: "gram", "momentum" or "crossfit" of
-    smoothing_optimizers.py instead; ``anchor`` of DiffusionNFT; ``gdpo``: the base optimizer on GDPO's sum.
-
-    ``lr`` in units of the task's.
+    smoothing_optimizers.py instead, with ``options`` of its own; ``anchor`` of DiffusionNFT; ``gdpo``: the base
+    optimizer on GDPO's sum; ``tuned``: whose learning rate it has (rates.py).
     """
 
     label: str
@@ -54,9 +55,15 @@ class Variant:
     smoothing: str = ""
     anchor: str = "per_reward"
     gdpo: bool = False
+    tuned: str = PLAIN
 
     @property
-    def mixing(self) -> str:
+    def lr(self) -> float:
+        """The learning rate, but for a condition that changes it."""
+        return RATES[self.tuned]
+
+    @property
+    def mixing(self) -> Mixing:
         """For ``flow_world.train``."""
         return "gdpo" if self.gdpo else "none"
 
@@ -70,7 +77,7 @@ class Variant:
         if self.smoothing == "momentum":
             return RewardMomentum(base, names, BETA1)
         if self.smoothing == "crossfit":
-            return CrossFitted(base, names, model, dials.images)
+            return CrossFitted(base, names, model, dials.images, **self.options)
         return marble_opt.Marble(base, names, model=model, **self.options)
 
 
@@ -80,18 +87,23 @@ SMOOTHING = {
     PLAIN: Variant("no smoothing (Marble)"),
     "ema alpha": Variant(f"EMA of α, ρ = {RHO}", {"ema": RHO}),
     "ema gram": Variant(f"EMA of the Gram matrix, ρ = {RHO}", smoothing="gram"),
-    "reward momentum": Variant(f"momentum per reward, β₁ = {BETA1}", base="adam0", smoothing="momentum"),
+    "reward momentum": Variant(
+        f"momentum per reward, β₁ = {BETA1}", base="adam0", smoothing="momentum", tuned="reward momentum"
+    ),
     "crossfit": Variant("cross-fitted cosines", smoothing="crossfit"),
+    "crossfit norms": Variant("cross-fitted cosines and norms", {"signal": True}, smoothing="crossfit"),
+    "crossfit ema": Variant(f"cross-fitted, EMA {RHO_CROSSED}", {"rho": RHO_CROSSED}, smoothing="crossfit"),
     "metric adam": Variant("Adam's metric", {"metric": "adam"}),
     "guard": Variant("step guard", {"guard": "step"}),
-    "no momentum": Variant("no smoothing, β₁ = 0", base="adam0"),
-    "sum": Variant("mean of the rewards' losses", SUM),
-    "gdpo": Variant("GDPO", gdpo=True),
+    "no momentum": Variant("no smoothing, β₁ = 0", base="adam0", tuned="min-norm, adam0"),
+    "sum": Variant("mean of the rewards' losses", SUM, tuned="sum, adamw"),
+    "gdpo": Variant("GDPO", gdpo=True, tuned="gdpo"),
 }
 
 PARTS = (
     {
         PLAIN: Variant("Marble"),
+        "equal": Variant("equal weights instead of the QP", {"balancer": "equal"}),
         "normalize off": Variant("raw gradients in the QP", {"normalize": False}),
         "anchor shared": Variant("anchor outside the QP", anchor="shared"),
         "refresh 10, ema 0.7": Variant("every 10 steps, ρ = 0.7", {"refresh_every": 10, "ema": 0.7}),
@@ -103,8 +115,19 @@ PARTS = (
     | {f"floor {floor}": Variant(f"floor {floor}", {"floor": floor}) for floor in (0.05, 0.1, 0.2)}
 )
 
-FACTORS = {f"{mix}, {base}": Variant(f"{mix}, {base}", options, base) for mix, options in
-           (("sum", SUM), ("min-norm", MappingProxyType({}))) for base in BASES} | {
-    f"metric adam, {base}": Variant(f"min-norm in Adam's metric, {base}", {"metric": "adam"}, base)
-    for base in ("adam0", "adamw")
-}  # fmt: skip
+
+def _factors() -> dict[str, Variant]:
+    found = {}
+    for base in BASES:
+        for mix, options in (("sum", SUM), (_MIN_NORM, {})):
+            name = f"{mix}, {base}"
+            found[name] = Variant(name, options, base, tuned=PLAIN if name == f"{_MIN_NORM}, adamw" else name)
+    for base in ("adam0", "adamw"):
+        tuned = found[f"{_MIN_NORM}, {base}"].tuned
+        found[f"metric adam, {base}"] = Variant(
+            f"min-norm in Adam's metric, {base}", {"metric": "adam"}, base, tuned=tuned
+        )
+    return found
+
+
+FACTORS = _factors()
