@@ -84,7 +84,7 @@ def _stage(reward: str, epochs: int) -> dict[str, Any]:
 
 
 def cells(length: str) -> list[Cell]:
-    """Seed after seed, so that a run that is stopped leaves whole seeds; then specialists, then measurements of time."""
+    """Seed after seed, so that a run that is stopped leaves whole seeds; then the specialists; then times."""
     common = COMMON | {"epochs": EPOCHS[length], "evaluation.prompts": HELD_OUT[length]}
     needs = {name: method.needs for name, method in _PEERS.items()}
     found = [Cell(NAME, BASE, -1, {"evaluation.prompts": HELD_OUT[length], "rollout.steps": COMMON["rollout.steps"]})]
