@@ -97,7 +97,7 @@ def cells(length: str) -> list[Cell]:
 
 def images_of(cell: Cell) -> Path:
     """Where a run leaves its held-out images."""
-    length = cell.settings.get("epochs", "base")
+    length = cell.settings.get("epochs", f"base{cell.settings['evaluation.prompts']}")
     return ROOT / "runs" / "comparison" / "images" / f"{cell.method}-{cell.seed}-{length}.pt"
 
 
