@@ -45,6 +45,7 @@ def _judged(cell: Cell, count: int) -> dict[str, float]:
 @cache
 def _judge_file(path: str, count: int) -> dict[str, float]:
     import measure  # noqa: F401, makes the trainer importable
+
     from prompts.sources import load_prompts
     from trainer.config import load_config
     from trainer.evaluation import held_out
