@@ -7,7 +7,7 @@ from statistics import mean
 
 from .rows import Row
 
-_ADAM, _SGD = (5e-4, 1e-3, 2e-3, 4e-3), (0.5, 1.0, 2.0, 4.0)
+_ADAM, _SGD = (1e-3, 2e-3, 4e-3), (1.0, 2.0, 4.0)
 
 RATES = {
     "marble": 2e-3,
