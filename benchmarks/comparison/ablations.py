@@ -39,7 +39,7 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "kl 0.1": {"kl": 0.1},
 }
 """Of the setting "contested"."""
-_FEW = ("sum, adamw", "min-norm, adamw", "min-norm, adam0", "min-norm, sgd")
+_FEW = ("sum, adamw", "min-norm, adamw", "min-norm, adam0")
 _CONDITION_FORMS = {
     "base": tuple(FACTORS),
     "batch x 4": _FEW,
