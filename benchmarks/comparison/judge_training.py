@@ -1,6 +1,6 @@
 """How the judges' network is made: from renderings only, distorted so that it does not live on their details.
 
-python -m comparison.judge_training     (in benchmarks/) two minutes on one thread; writes results/judges.safetensors
+python -m comparison.judge_training     (in benchmarks/) minutes on one thread; writes results/judges.safetensors
 """
 
 import json
@@ -23,7 +23,7 @@ from tiny.render import SIZE, render
 
 from .judge_network import LENGTH, WEIGHTS, JudgeNetwork, facts_of, right
 
-STEPS, BATCH, PEAK, SEED = 2000, 64, 5e-3, 0
+STEPS, BATCH, PEAK, SEED = 1500, 64, 5e-3, 0
 _SHIFT = 1
 _PATCH = 3
 
@@ -49,10 +49,14 @@ def free_caption(rng: np.random.Generator) -> Caption:
 
 
 def free_batch(size: int, rng: np.random.Generator) -> tuple[Tensor, list[dict[str, int]]]:
-    """``size`` fresh renderings [size, 3, 24, 24] and the facts of their captions."""
+    """``size`` fresh renderings [size, 3, 24, 24] and their facts.
+
+    Beside those of the captions: of the colours that a composition does not name there are no objects.
+    """
     captions = [free_caption(rng) for _ in range(size)]
     images = torch.from_numpy(np.stack([render(caption, rng) for caption in captions]))
-    return images, [facts_of(caption) for caption in captions]
+    absent = {f"count {colour}": 0 for colour in COLOURS}
+    return images, [(absent if caption.groups else {}) | facts_of(caption) for caption in captions]
 
 
 def distorted(images: Tensor, random: torch.Generator, strength: float = 1.0) -> Tensor:
@@ -101,7 +105,7 @@ def trained(steps: int = STEPS, seed: int = SEED, width: int = 8) -> JudgeNetwor
         network = JudgeNetwork(width)
     optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / steps))
-    for step in trange(steps, desc="judges", mininterval=5):
+    for step in trange(steps, desc="judges", mininterval=5, disable=None):
         images, facts = free_batch(BATCH, rng)
         # Clean ones first: they teach letters in 300 batches, while 500 distorted ones leave them at 14 % right.
         answers = right(network(distorted(images, random, min(2 * step / steps, 1.0))), facts)
