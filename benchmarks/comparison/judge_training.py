@@ -134,13 +134,15 @@ def accuracy(network: JudgeNetwork, count: int, seed: int, distort: bool = False
 
 def main(path: Path = WEIGHTS) -> None:
     """Train, store the weights as fp16 and, beside them, how they were made and what they see."""
+    # Before the weights are written: they are tracked.
+    made_at = commit()
     network = trained().half().float()
     save_file({name: weight.half() for name, weight in network.state_dict().items()}, path)
     facts = {
         "made_by": "python -m comparison.judge_training",
         "settings": {"steps": STEPS, "batch": BATCH, "peak_lr": PEAK, "seed": SEED},
         "torch": torch.__version__,
-        "commit": commit(),
+        "commit": made_at,
         "date": date.today().isoformat(),
         "accuracy": {name: round(value, 4) for name, value in accuracy(network, 6000, SEED + 1).items()},
         "accuracy_distorted": {name: round(v, 4) for name, v in accuracy(network, 6000, SEED + 1, True).items()},

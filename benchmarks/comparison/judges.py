@@ -1,6 +1,6 @@
 """Measures of the tiny model's images that no reward is made of: over-optimisation of a reward shows in them.
 
-All are means over the images to which they apply, higher is better, at most 1 but for ``chroma``:
+All are means over the images to which they apply, higher is better, in [0, 1] (``chroma`` reaches 1.34):
 
 letters     probability of each right letter of the word, in its place        captions of a word
 ink         probability that the word has the right colour                    captions of a word
@@ -13,6 +13,7 @@ chroma      mean CIELAB chroma / 100; too much shows in likeness             all
 only and shares nothing with the rewards. Ink and scene are asked for by captions and rewarded by nobody.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -55,7 +56,7 @@ def judge(images: Tensor, prompts: Sequence[Prompt], network: JudgeNetwork | Non
         raise ValueError(f"one prompt per image: got {len(images)} images and {len(captions)} prompts")
     seen = _seen(images, captions, network)
     values = {name: _mean_seen([seen[question] for question in asked]) for name, asked in QUESTIONS.items()}
-    values = {name: value for name, value in values.items() if value == value}
+    values = {name: value for name, value in values.items() if not math.isnan(value)}
     return values | {"likeness": likeness(images, captions, network), "chroma": chroma(images).mean().item()}
 
 
