@@ -11,6 +11,10 @@ chroma      mean CIELAB chroma / 100; too much shows in likeness             all
 
 "Seen" is the probability that the network of :mod:`judge_network` gives to the right answer. It learnt from renderings
 only and shares nothing with the rewards. Ink and scene are asked for by captions and rewarded by nobody.
+
+Fresh renderings reach 0.99 or more, but 0.97 in facts: one object can be left of another and above it, and the network
+names one relation. Objects of the pretrained model are often without a clear shape; on its images facts agree with the
+composition reward by r = 0.26 only, letters with the reading reward by 0.68.
 """
 
 import math
