@@ -12,6 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from comparison import ablations
+from comparison.cells import Cell
 from comparison.effects import clear_wins, paired
 from comparison.flow_world import Dials, FlowWorld, train
 from comparison.off_beat import OffBeat
@@ -134,6 +135,14 @@ def test_conflicts_between_refreshes_are_seen() -> None:
     assert not harm[0]
     assert not harm[5]
     assert any(harm[1:5])
+
+
+@pytest.mark.filterwarnings("ignore:step\\(\\) without any backward")
+def test_a_run_that_diverged_says_so_and_another_error_is_raised() -> None:
+    cell = Cell("tuning", "reward momentum", 0, {"lr": 1e3, "steps": 12, "prompts": 6, "images": 4})
+    assert ablations.run(cell, "cpu") == {"diverged": 1.0}
+    with pytest.raises(RuntimeError, match="cannot sample"):
+        ablations.run(replace(cell, settings=cell.settings | {"prompts": -1}), "cpu")
 
 
 def _row(method: str, seed: int, value: float, task: str = "t") -> dict:

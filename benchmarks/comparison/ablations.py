@@ -14,6 +14,7 @@ Differences from plain Marble are paired by seed (effects.py). There are some fi
 errors are expected by chance.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -71,7 +72,7 @@ def run(cell: Cell, device: str) -> dict[str, float]:
     """The metrics of ``flow_world.train``, and for factors those of :class:`StepJudge`. The world is on the CPU.
 
     Where not every step solves, conflicts are :class:`OffBeat`'s, and ``seconds/step`` is left out: ``train`` times no
-    step that solves.
+    step that solves. A run that diverged has ``diverged`` 1 and nothing else.
     """
     variant = _VARIANTS[cell.method]
     world = FlowWorld(Dials(anchor=variant.anchor, **cell.settings), cell.seed)
@@ -86,7 +87,13 @@ def run(cell: Cell, device: str) -> dict[str, float]:
         made.append(own)
         return own
 
-    values = train(world, optimizer, variant.mixing)
+    try:
+        values = train(world, optimizer, variant.mixing)
+    except (AttributeError, RuntimeError):
+        # A model whose samples overflow has no rewards, hence no gradients; anything else is an error.
+        if math.isfinite(world.held_out()["composite"]):
+            raise
+        return {"diverged": 1.0}
     if isinstance(made[0], OffBeat):
         del values["seconds/step"]
     return values | (made[0].shares() if isinstance(made[0], StepJudge | OffBeat) else {})

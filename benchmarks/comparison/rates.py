@@ -36,7 +36,7 @@ def best_rates(rows: Iterable[Row]) -> dict[str, float]:
     found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row["task"] == "tuning" and "values" in row:
-            composite = row["values"]["composite"]
+            composite = row["values"].get("composite", -math.inf)
             found[row["method"]][row["settings"]["lr"]].append(composite if math.isfinite(composite) else -math.inf)
     return {name: _lowest_good({lr: mean(each) for lr, each in tried.items()}) for name, tried in found.items()}
 
