@@ -13,6 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from comparison import ablations
 from comparison.cells import Cell
+from comparison.conflict_meter import ConflictMeter
 from comparison.effects import clear_wins, paired
 from comparison.flow_world import Dials, FlowWorld, train
 from comparison.off_beat import OffBeat
@@ -143,6 +144,14 @@ def test_a_run_that_diverged_says_so_and_another_error_is_raised() -> None:
     assert ablations.run(cell, "cpu") == {"diverged": 1.0}
     with pytest.raises(RuntimeError, match="cannot sample"):
         ablations.run(replace(cell, settings=cell.settings | {"prompts": -1}), "cpu")
+
+
+def test_a_step_that_was_not_taken_is_no_conflict() -> None:
+    world = _world()
+    meter, batch = ConflictMeter(world.model), world.rollout()
+    meter.before(world.loss(batch, batch.advantages(), batch.counts).losses(), batch.counts > 0)
+    meter.after()
+    assert meter.harm == {"gradient": [], "step": []}
 
 
 def _row(method: str, seed: int, value: float, task: str = "t") -> dict:

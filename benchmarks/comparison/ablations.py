@@ -89,7 +89,7 @@ def run(cell: Cell, device: str) -> dict[str, float]:
 
     try:
         values = train(world, optimizer, variant.mixing)
-    except (AttributeError, RuntimeError):
+    except RuntimeError:
         # A model whose samples overflow has no rewards, hence no gradients; anything else is an error.
         if math.isfinite(world.held_out()["composite"]):
             raise

@@ -25,7 +25,9 @@ class ConflictMeter:
         self.rows, self.start = torch.stack(rows), _flat(self.parameters)
 
     def after(self) -> None:
-        """Of the step that was just taken."""
+        """Of the step that was just taken; one that was not, because no gradient was usable, does not count."""
+        if all(p.grad is None for p in self.parameters):
+            return
         gradient = _flat([p.grad for p in self.parameters])
         for name, direction in (("gradient", gradient), ("step", self.start - _flat(self.parameters))):
             cosines = self.rows @ direction / (self.rows.norm(dim=1) * direction.norm())
