@@ -1,16 +1,12 @@
 """The methods that the comparison puts beside Marble: each against its own definition."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from comparison import balancers
-from comparison.methods import METHODS, make_marble
-from comparison.published import PublishedMarble
+from benchmarks.comparison import balancers
+from benchmarks.comparison.methods import METHODS, make_marble
+from benchmarks.comparison.published import PublishedMarble
 
 
 def _gram(seed: int, count: int = 4, size: int = 9, scale: float = 1.0) -> Tensor:
