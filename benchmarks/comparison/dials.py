@@ -1,0 +1,114 @@
+"""Question 1's map: on which kind of task does balancing win, where is GDPO enough, where does nothing matter?
+
+Runs of the flow world (flow_world.py), a few seconds each, by what differs from the default task:
+
+- ``tuning``: the default, three learning rates, seeds of their own. Each method's best composite gives its ``LR``;
+- ``elsewhere``: the same at three corners of the map, to see whether the choice would have been another one there;
+- ``default``, each dial alone, and the share of specialists' prompts against the spread of the rewards' scales.
+
+All methods get AdamW, the same samples' budget, the same three learning rates, and nothing else is tuned.
+dials_map.py compares them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .cells import Cell
+from .flow_world import Dials, FlowWorld, Mixing, OptimizerLike, Plain, train
+from .methods import METHODS, make_marble
+
+NAME = "dials"
+TITLE = "On which kind of task does balancing win, where is GDPO enough, where does nothing matter?"
+
+RATES = (1e-3, 3e-3, 1e-2)
+# The best of RATES by the mean composite of the tuning rows; tests/test_comparison_dials.py repeats the choice.
+LR: dict[str, float] = {
+    "sum": 3e-3,
+    "gdpo": 3e-3,
+    "equal": 3e-3,
+    "published": 3e-3,
+    "marble": 3e-3,
+    "marble amortised": 3e-3,
+    "pcgrad": 3e-3,
+    "upgrad": 3e-3,
+}
+MAIN = ("sum", "gdpo", "equal", "published", "marble")
+SPECIALISTS, SPREADS = (0.0, 0.5, 0.9, 0.98), (1.0, 10.0, 100.0, 1000.0)
+ALONE: dict[str, tuple[float, ...]] = {
+    "noise": (1.0, 3.0),
+    "rewards": (2, 10),
+    "conflict": (0.0, 1.0),
+    "steps": (30, 400),
+    "rarity": (100.0,),
+    "kl": (0.01,),
+}
+CORNERS: dict[str, dict[str, Any]] = {
+    "specialists 0, spread 1000": {"specialists": 0.0, "spread": 1000.0},
+    "conflict 1": {"conflict": 1.0},
+    "noise 3": {"noise": 3.0},
+}
+_SEEDS, _TUNING_SEEDS = range(5), range(100, 103)
+_MIXING: dict[str, Mixing] = {"sum": "raw", "gdpo": "gdpo", "published": "published"}
+_WEIGHT_DECAY = 1e-4
+
+
+def cells(length: str) -> list[Cell]:
+    """ "quick": the default and two tasks beside it for three methods, seconds each."""
+    if length == "quick":
+        tasks = [("default", {}), ("specialists 0, spread 1000", CORNERS["specialists 0, spread 1000"])]
+        return list(_cells([*tasks, ("steps 30", {"steps": 30})], ("sum", "gdpo", "marble"), range(2)))
+    alone = [(f"{dial} {value:g}", {dial: value}) for dial, values in ALONE.items() for value in values]
+    return [
+        *_rates("tuning", {}, tuple(LR)),
+        *_cells([("default", {})], tuple(LR), range(8)),
+        *_cells(grid(), MAIN, _SEEDS),
+        *_cells(alone, tuple(LR), _SEEDS),
+        *(cell for name, dials in CORNERS.items() for cell in _rates(f"elsewhere: {name}", dials, MAIN)),
+    ]
+
+
+def grid() -> list[tuple[str, dict[str, Any]]]:
+    """The two-dimensional map: (task, dials)."""
+    pairs = [(specialists, spread) for spread in SPREADS for specialists in SPECIALISTS]
+    return [(f"specialists {a:g}, spread {b:g}", {"specialists": a, "spread": b}) for a, b in pairs]
+
+
+def run(cell: Cell, device: str) -> dict[str, float]:
+    """One post-training; a task of this size stays on the CPU, whatever ``device`` is.
+
+    Beside the world's values: ``smallest scale``, the gain in units of the reward with the smallest raw scale.
+    """
+    torch.manual_seed(cell.seed)
+    world = FlowWorld(Dials(**cell.settings), cell.seed)
+
+    def optimizer(model: nn.Module, names: Sequence[str], dials: Dials) -> OptimizerLike:
+        base = torch.optim.AdamW(model.parameters(), lr=dials.lr, weight_decay=_WEIGHT_DECAY)
+        return Plain(base) if cell.method in _MIXING else make_marble(cell.method, base, names)
+
+    values = train(world, optimizer, _MIXING.get(cell.method, "none"))
+    smallest = values[f"units/{world.names[int(world.scales.argmin())]}"]
+    kept = {name: value for name, value in values.items() if not name.startswith("units/")}
+    return kept | {"smallest scale": smallest}
+
+
+def _cells(
+    tasks: Sequence[tuple[str, Mapping[str, Any]]], methods: Sequence[str], seeds: Sequence[int]
+) -> Iterator[Cell]:
+    for task, dials in tasks:
+        for seed in seeds:
+            for method in methods:
+                yield _cell(task, method, seed, {"lr": LR[method]} | dict(dials))
+
+
+def _rates(task: str, dials: Mapping[str, Any], methods: Sequence[str]) -> Iterator[Cell]:
+    for seed in _TUNING_SEEDS:
+        for method in methods:
+            for rate in RATES:
+                yield _cell(task, method, seed, {"lr": rate} | dict(dials))
+
+
+def _cell(task: str, method: str, seed: int, settings: Mapping[str, Any]) -> Cell:
+    return Cell(task, method, seed, settings, METHODS[method].needs if method in METHODS else ())
