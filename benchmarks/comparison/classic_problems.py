@@ -1,4 +1,4 @@
-"""Two-objective problems from the literature with their Pareto fronts, as functions of unconstrained numbers, in fp64."""
+"""Problems with known Pareto fronts, as functions of unconstrained numbers, in fp64."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ def toy(x: Tensor, scale: float = 1.0) -> Tensor:
 def toy_set() -> Tensor:
     """The toy's Pareto set [M, 2], by weights w of the first objective in [0, 1].
 
-    There w f₁ + (1 − w) f₂ = tanh(−x₂/2) q with ∂q/∂x₁ = 0 at x₁ = 7 (2w − 1), whatever x₂; the root in x₂ by bisection.
+    There w f₁ + (1 − w) f₂ = tanh(−x₂/2) q with ∂q/∂x₁ = 0 at x₁ = 7 (2w − 1), whatever x₂; x₂ by bisection.
     """
     first = 7 * torch.linspace(-1, 1, _POINTS, dtype=torch.float64)
     low, high = torch.full_like(first, -12.0), torch.full_like(first, -4.0)
@@ -138,7 +138,7 @@ def _toy_problem(scale: float) -> Problem:
 
 
 def _fonseca_problem() -> Problem:
-    """Three variables, started in [−1.5, 1.5]³: near the bounds of the usual box, ±4, both gradients are below 1e-10."""
+    """Three variables, started in [−1.5, 1.5]³: near the bounds of the usual box, ±4, both gradients vanish."""
     line = torch.linspace(-1, 1, _POINTS, dtype=torch.float64) / sqrt(3)
     front = torch.stack([fonseca(value.expand(3)) for value in line])
     return Problem(fonseca, lambda seed: uniform(seed, 3, -1.5, 1.5), Front([front]), extent=1.0)
