@@ -41,9 +41,7 @@ def cells(length: str) -> list[Cell]:
                     settings["rate"] = rates[task, method, optimizer]
                 cell = Cell(task, method, 0, settings, METHODS[method].needs)
                 if "rate" not in settings and not cell.missing:
-                    raise RuntimeError(
-                        f"no learning rate for {method} on {task}: run the question classic_tuning first"
-                    )
+                    raise RuntimeError(f"no learning rate for {method} on {task}: run classic_tuning first")
                 found += [Cell(task, method, seed, settings, cell.needs) for seed in seeds]
     return found
 

@@ -28,7 +28,7 @@ class Problem:
     start: Callable[[int], Tensor]
     front: ParetoFront
     extent: float
-    steps: int = 100
+    steps: int = 60
 
 
 def uniform(seed: int, size: int, low: float, high: float) -> Tensor:
@@ -146,7 +146,7 @@ def _fonseca_problem() -> Problem:
 
 def _quadratic_problem(spread: float) -> Problem:
     quadratics = Quadratics(spread)
-    return Problem(quadratics.objectives, quadratics.start, quadratics, extent=4.0, steps=60)
+    return Problem(quadratics.objectives, quadratics.start, quadratics, extent=4.0)
 
 
 _MAKERS: dict[str, Callable[[], Problem]] = {
