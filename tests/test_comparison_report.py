@@ -145,15 +145,15 @@ def test_defeats_are_the_planted_ones(report: str) -> None:
 
 def test_a_method_s_own_learning_rate_does_not_split_a_task() -> None:
     rows = [
-        row("dials", "flow", method, seed, {"composite": value + 0.01 * seed}, lr=lr, spread=spread)
-        for method, value, lr in (("sum", 2.0, 1e-3), ("marble", 1.0, 3e-3))
+        row("classic", "ZDT1", method, seed, {"reached": value + 0.01 * seed}, rate=rate, optimizer=optimizer)
+        for method, value, rate in (("sum", 2.0, 1e-3), ("marble", 1.0, 3e-3))
         for seed in range(3)
-        for spread in (1, 100)
+        for optimizer in ("sgd", "adam")
     ]
-    found = list(comparisons("dials", rows))
+    found = list(comparisons("classic", rows))
     assert [(one.condition, one.method, one.advantage.sign) for one in found] == [
-        ("spread 1", "sum", 1),
-        ("spread 100", "sum", 1),
+        ("optimizer sgd", "sum", 1),
+        ("optimizer adam", "sum", 1),
     ]
 
 
@@ -187,3 +187,61 @@ def test_references_and_our_own_variants_are_no_rivals() -> None:
         for seed in range(4)
     ]
     assert [one.method for one in comparisons("tiny", rows)] == ["mgda"]
+
+
+def dials_rows(lead: float) -> list[dict]:
+    """Marble is better than both sums by ``lead`` where specialists are rare, worse than GDPO where noise is high."""
+    steps = {("default", "gdpo"): 0.3, ("default", "marble"): 0.3}
+    steps |= {("specialists 0.9", "gdpo"): 0.3, ("specialists 0.9", "marble"): 0.3 + lead}
+    steps |= {("noise 3", "gdpo"): 0.3, ("noise 3", "marble"): 0.0}
+    dials = {"default": {}, "specialists 0.9": {"specialists": 0.9}, "noise 3": {"noise": 3.0}}
+    rows = []
+    for task, settings in dials.items():
+        for method in ("sum", "gdpo", "marble"):
+            for seed in range(5):
+                wobble = 0.02 * np.sin(7.0 * seed + len(method) + len(task))
+                value = 1.0 + steps.get((task, method), 0.0) + 0.1 * seed + wobble
+                rows.append(row("dials", task, method, seed, {"composite": value}, lr=1e-3, **settings))
+    tuning = [
+        row("dials", task, "marble", 100, {"composite": value}, lr=lr)
+        for task, best in (("tuning", 1e-3), ("elsewhere: noise 3", 1e-2))
+        for lr, value in ((1e-3, 1.0 + (best == 1e-3)), (1e-2, 1.0 + (best == 1e-2)))
+    ]
+    return rows + tuning
+
+
+def test_the_map_says_what_was_planted(tmp_path: Path) -> None:
+    write(tmp_path, "dials", dials_rows(lead=0.4))
+    text = write_report(tmp_path).read_text("utf-8")
+    verdicts = {task: cells(text, task)[6] for task in ("default", "specialists 0.9", "noise 3")}
+    assert verdicts == {"default": "GDPO is enough", "specialists 0.9": "Marble wins", "noise 3": "Marble loses"}
+    assert cells(text, "specialists 0.9")[1] == "5"  # tuning rows are not among them
+    assert "the choice would have been Marble 0.01 at noise 3" in text
+    assert (tmp_path / "dials.png").exists()
+
+
+def test_a_lead_within_the_noise_is_not_a_win(tmp_path: Path) -> None:
+    write(tmp_path, "dials", dials_rows(lead=0.005))
+    text = write_report(tmp_path).read_text("utf-8")
+    assert cells(text, "specialists 0.9")[6] == "GDPO is enough"
+
+
+def test_classic_counts_and_iterations(tmp_path: Path) -> None:
+    iterations = {"sum": [30, 40, 50], "marble": [20, 60, 60]}
+    rows = [
+        row(
+            "classic",
+            "ZDT1",
+            method,
+            seed,
+            {"reached": float(count < 60), "iterations": float(count), "distance": 0.5 if count == 60 else 0.001},
+            optimizer="sgd",
+            rate=0.1,
+        )
+        for method, found in iterations.items()
+        for seed, count in enumerate(found)
+    ]
+    write(tmp_path, "classic", rows)
+    text = write_report(tmp_path).read_text("utf-8")
+    assert cells(text, "weighted sum")[1] == "3/3, 40"
+    assert cells(text, "Marble")[1] == "1/3, 20"

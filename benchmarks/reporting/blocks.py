@@ -21,14 +21,14 @@ def score_table(
     methods: Sequence[str],
     metrics: Mapping[str, str],
     *,
-    times: bool = False,
+    times: Sequence[Row] = (),
     reference: Sequence[str] = (),
 ) -> str:
     """A line per method: n, the metrics (name → heading), marked against the weighted sum, and the time per step.
 
     All but shares are changes, and show their sign.
 
-    ``reference``: the cells of a line that comes first.
+    ``times``: the rows that hold it, ``reference``: the cells of a line that comes first.
     """
     found = [[mean_of(rows, method, metric) for metric in metrics] for method in methods]
     lines = [list(reference)] if reference else []
@@ -36,7 +36,7 @@ def score_table(
         methods, columns(found, [not name.startswith("conflict/") for name in metrics]), strict=True
     ):
         marked = [cell + mark(rows, method, metric) for cell, metric in zip(texts, metrics, strict=True)]
-        time = [text(relative_time(rows, method), 2)] if times else []
+        time = [text(relative_time(times, method), 2)] if times else []
         lines.append([label(method), str(len(pick(rows, method=method))), *marked, *time])
     return table(["method", "n", *metrics.values(), *(["time / sum"] if times else [])], lines)
 

@@ -15,6 +15,7 @@ from .plots import canvas, caption, tidy
 from .selection import MARBLE, by_seed, distinct, label, listed, methods_of, pick, seeds_of, short
 
 COMMAND = "python -m benchmarks --full classic"
+HURT = "conflict/step/approach"
 NEAREST, FARTHEST = 1e-4, 1e1
 
 
@@ -29,7 +30,8 @@ def section(page: Page) -> str:
         f"(seeds {span(seeds_of(rows))}) with constant learning rates, for each problem, optimizer and method the best "
         "of the same values on other starting points. A point within 1 % of the front's ranges counts as on it. Cells: "
         "starting points from which the front was reached, and the median number of iterations until then (of those "
-        "that reached it). *Hurt*: the share of all steps after which at least one objective is worse, mean over problems."
+        "that reached it). *Hurt*: the share of steps on the way to the front after which at least one objective is "
+        "worse, mean over problems."
     )
     optimizers = list(dict.fromkeys(row["settings"]["optimizer"] for row in rows))
     parts = [head + words]
@@ -56,9 +58,7 @@ def _table(rows: Sequence[Row]) -> str:
         for problem in problems:
             found, count, iterations = reached(pick(rows, method=method, task=problem))
             cells.append("" if not count else f"{found}/{count}" + (f", {iterations:.0f}" if found else ""))
-        shares = [
-            row["values"]["conflict/step"] for row in pick(rows, method=method) if "conflict/step" in row["values"]
-        ]
+        shares = [row["values"][HURT] for row in pick(rows, method=method) if HURT in row["values"]]
         lines.append([label(method), *cells, f"{100 * mean(shares):.0f} %" if shares else ""])
     return table(["method", *problems, "hurt"], lines)
 
@@ -79,9 +79,9 @@ def _reading(rows: Sequence[Row], optimizer: str) -> str:
         faster[difference(ours, plain).sign].append(problem)
     if any(faster.values()):
         text += (
-            f" Iterations until the front (all of them where it was not reached), paired by start: the weighted sum needs "
-            f"fewer on {listed(faster[1]) or 'none'}, Marble on {listed(faster[-1]) or 'none'}; not told apart on "
-            f"{listed(faster[0]) or 'none'}."
+            " Iterations until the front (all of them where it was not reached), paired by start: the weighted sum "
+            f"needs fewer on {listed(faster[1]) or 'none'}, Marble on {listed(faster[-1]) or 'none'}; not told apart "
+            f"on {listed(faster[0]) or 'none'}."
         )
     return text
 

@@ -4,17 +4,32 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from comparison.methods import METHODS
 from comparison.rows import Row
 
 from .blocks import tail
 from .intervals import LEVEL, Interval, difference
 from .markdown import number, table
-from .metrics import direction
+from .metrics import comparable, direction
 from .page import Page
-from .selection import BASE, MARBLE, SPECIALIST, by_seed, distinct, methods_of, metrics_of, pick, short, with_gains
+from .selection import (
+    BASE,
+    MARBLE,
+    PUBLISHED,
+    SPECIALIST,
+    by_seed,
+    distinct,
+    methods_of,
+    metrics_of,
+    pick,
+    reported,
+    short,
+    with_gains,
+)
 from .tasks import split, words
 
 QUESTIONS = ("tiny", "dials", "ablations", "classic", "digits")
+_FAMILIES = ("gain", "judge")
 _HEADER = (
     "question",
     "task",
@@ -23,7 +38,6 @@ _HEADER = (
     "the clearest",
     "by",
     "Marble",
-    "n",
 )
 
 
@@ -31,7 +45,7 @@ _HEADER = (
 class Comparison:
     """One method against Marble in one metric of one task: ``advantage`` is its paired difference, > 0 if better.
 
-    ``condition``: the settings that tell tasks of one name apart.
+    ``condition``: the settings that tell runs of one task apart; ``ours``: Marble's mean.
     """
 
     question: str
@@ -42,92 +56,95 @@ class Comparison:
     advantage: Interval
     ours: float
 
+    @property
+    def line(self) -> tuple[str, str, str]:
+        """Question, task and measure, as a table has them: gains of single rewards are one measure, judges too."""
+        family = self.metric.split("/")[0]
+        return self.question, self.task, f"{family}/…" if family in _FAMILIES and "/" in self.metric else self.metric
+
 
 def section(page: Page) -> str:
     """Table of defeats, with the number of comparisons and of victories that it is to be read against."""
     head = "## Where we lose\n\n"
-    found = [comparison for name in QUESTIONS for comparison in comparisons(name, with_gains(page.rows(name)))]
-    if not found:
-        return head + "No rows to compare: make those of the questions above."
+    found = [one for name in QUESTIONS for one in comparisons(name, with_gains(reported(page.rows(name))))]
     # A run that diverged has no difference; leaving out its seed alone would favour its method.
-    failed = [comparison for comparison in found if comparison.advantage.failed]
-    found = [comparison for comparison in found if not comparison.advantage.failed]
-    lost = [comparison for comparison in found if comparison.advantage.sign > 0]
-    won = [comparison for comparison in found if comparison.advantage.sign < 0]
-    chance = (1 - LEVEL) / 2 * len(found)
+    whole = [one for one in found if one.advantage.count > 1 and not one.advantage.failed]
+    if not whole:
+        return head + "No rows to compare: make those of the questions above."
+    lost = [one for one in whole if one.advantage.sign > 0]
+    won = sum(one.advantage.sign < 0 for one in whole)
     text = (
-        f"Every rival against plain Marble, in every task and every measure that has a better direction: {len(found)} "
+        f"Every rival against plain Marble, in every task and every measure that has a better direction: {len(whole)} "
         f"comparisons, paired by seed. In {len(lost)} the rival is better and the {100 * LEVEL:.0f} % t-interval of "
-        f"the difference excludes zero, in {len(won)} Marble is, in {len(found) - len(lost) - len(won)} neither. If "
-        f"there were no differences at all, about {chance:.0f} would be expected on either side. Base models, "
-        "specialists and single-task networks are references, not rivals; our own variants are not counted either. A line names "
-        "the rivals that are better in at least one comparison, and the clearest of these."
+        f"the difference excludes zero, in {won} Marble is, in {len(whole) - len(lost) - won} neither. If there were "
+        f"no differences at all, about {(1 - LEVEL) / 2 * len(whole):.0f} would be expected on either side. Base "
+        "models, specialists and single-task networks are references, not rivals; our own variants are not counted "
+        "either. A line names the rivals that are better in at least one comparison, and the clearest of these. "
+        "Distances to a front are compared by their log₁₀."
     )
-    if failed:
-        text += f" Another {len(failed)} comparisons are left out because a run of them gave no finite number."
-    return head + text + "\n\n" + (_table(lost, found) if lost else "Nothing to list.")
+    if failed := sum(one.advantage.failed > 0 for one in found):
+        text += f" Another {failed} comparisons are left out because a run of them gave no finite number."
+    once = [one for one in found if one.advantage.count == 1 and not one.advantage.failed and one.advantage.mean > 0]
+    return "\n\n".join([head + text, _table(lost, whole) if lost else "Nothing to list.", *_once(once)])
 
 
 def comparisons(question: str, rows: Sequence[Row]) -> Iterator[Comparison]:
     """All rivals in all tasks and metrics of a question."""
     parts = [(task, *part) for task in distinct(rows, "task") for part in split(pick(rows, task=task)).items()]
     for task, condition, own in parts:
-        ours = [row for row in own if row["method"] == MARBLE]
+        ours = pick(own, method=MARBLE)
         for method in methods_of(own):
-            if not is_rival(method):
-                continue
-            theirs = [row for row in own if row["method"] == method]
-            for metric in metrics_of(ours):
-                sign = direction(metric)
-                if sign is None:
-                    continue
-                mine, other = by_seed(ours, metric), by_seed(theirs, metric)
-                advantage = difference(
-                    *({seed: sign * value for seed, value in side.items()} for side in (other, mine))
-                )
-                if advantage.count > 1 or advantage.failed:
-                    yield Comparison(
-                        question,
-                        task,
-                        words(condition) if condition else "",
-                        metric,
-                        method,
-                        advantage,
-                        sum(mine.values()) / len(mine),
-                    )
+            theirs = pick(own, method=method)
+            for metric in metrics_of(ours) if is_rival(question, method) else ():
+                if direction(metric) is not None:
+                    advantage = difference(_goodness(theirs, metric), _goodness(ours, metric))
+                    mine = by_seed(ours, metric).values()
+                    # The map has dozens of tasks: they are the conditions of one.
+                    place = ("flow world", task) if question == "dials" else (task, words(condition))
+                    yield Comparison(question, *place, metric, method, advantage, sum(mine) / len(mine))
 
 
-def is_rival(method: str) -> bool:
-    """Neither ours nor a reference."""
+def is_rival(question: str, method: str) -> bool:
+    """Neither ours nor a reference; ablations compare our own variants, whatever they are called."""
+    if question == "ablations" and method not in (*METHODS, PUBLISHED):
+        return False
     return method.split()[0] not in (MARBLE, SPECIALIST, "single") and method != BASE
+
+
+def _goodness(rows: Sequence[Row], metric: str) -> dict[int, float]:
+    """Seed → value on the scale of differences, higher is better."""
+    sign = direction(metric) or 0
+    return {seed: sign * comparable(metric, value) for seed, value in by_seed(rows, metric).items()}
 
 
 def _table(lost: Sequence[Comparison], found: Sequence[Comparison]) -> str:
     groups: dict[tuple[str, str, str], list[Comparison]] = defaultdict(list)
     for one in lost:
-        groups[_group(one)].append(one)
-    tried = Counter((_group(one), one.method) for one in found)
+        groups[one.line].append(one)
+    tried = Counter((one.line, one.method) for one in found)
     lines = []
     for key, group in groups.items():
-        counts = Counter(one.method for one in group)
-        shares = {
-            name: f" ({count} of {tried[key, name]})" if tried[key, name] > 1 else "" for name, count in counts.items()
-        }
-        rivals = [short(name) + shares[name] for name, _ in counts.most_common()]
+        rivals = []
+        for name, count in Counter(one.method for one in group).most_common():
+            rivals.append(short(name) + (f" ({count} of {tried[key, name]})" if tried[key, name] > 1 else ""))
         clearest = max(group, key=lambda one: one.advantage.mean / (one.advantage.half or one.advantage.mean))
         lines.append([*key, "; ".join(rivals), *_example(clearest)])
     return table(_HEADER, lines, left=5)
 
 
-def _group(one: Comparison) -> tuple[str, str, str]:
-    """A line of the table: a task in all its settings; the rewards' gains are one measure, and so are the judges."""
-    family = one.metric.split("/")[0]
-    return one.question, one.task, f"{family}/…" if family in ("gain", "judge") and "/" in one.metric else one.metric
-
-
 def _example(one: Comparison) -> list[str]:
-    where = [short(one.method)]
-    where += [one.condition] if one.condition else []
-    where += [tail(one.metric)] if _group(one)[2].endswith("…") else []
-    size = f"{number(one.advantage.mean)} ± {number(one.advantage.half)}"
-    return [", ".join(where), size, number(one.ours), str(one.advantage.count)]
+    where = [short(one.method), *([one.condition] if one.condition else [])]
+    where += [tail(one.metric)] if one.line[2].endswith("…") else []
+    size = f"{number(one.advantage.mean)} ± {number(one.advantage.half)} (n = {one.advantage.count})"
+    return [", ".join(where), size, number(one.ours)]
+
+
+def _once(found: Sequence[Comparison]) -> list[str]:
+    """A sentence on what was measured once, and so has no interval."""
+    if not found:
+        return []
+    groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for one in found:
+        groups[one.line].append(f"{short(one.method)} (by {number(one.advantage.mean)} from {number(one.ours)})")
+    parts = [f"{task}, {metric}: {', '.join(names)}" for (_, task, metric), names in groups.items()]
+    return [f"Measured once each, so without an interval, and better than Marble: {'; '.join(parts)}."]

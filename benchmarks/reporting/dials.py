@@ -1,97 +1,116 @@
 """The map: on which kind of task balancing wins, from dials.jsonl."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
+from comparison.flow_task import Dials
 from comparison.methods import SUM
 from comparison.rows import Row
 
-from .blocks import score_table, span
+from .blocks import score_table
 from .dials_figure import draw
 from .intervals import Interval
 from .markdown import decimals, table, text
 from .page import Page, absent
-from .selection import MARBLE, label, listed, methods_of, metrics_of, seeds_of
-from .tasks import Condition, default, split, turned, words
+from .rates import choices
+from .selection import MARBLE, distinct, label, methods_of, metrics_of, pick, reported, seeds_of
+from .tasks import OWN_SETTINGS, words
 from .verdicts import LEGEND, against, mean_of
 
 COMMAND = "python -m benchmarks --full dials"
 GDPO = "gdpo"
 PAIRS = ((GDPO, SUM), (MARBLE, SUM), (MARBLE, GDPO))
 SCORES = {"composite": "composite", "worst": "worst reward"}
-WINS, ENOUGH, LOSES, OPEN = "Marble wins", "GDPO is enough", "Marble loses", "not told apart"
+WINS, ABOVE, ENOUGH, LOSES, OPEN = "Marble wins", "Marble above the sum", "GDPO is enough", "Marble loses", "open"
+MEANING = {
+    WINS: "above both the weighted sum and GDPO",
+    LOSES: "below one of them",
+    ENOUGH: "GDPO is above the sum and Marble is not told apart from GDPO",
+    ABOVE: "above the sum, but neither GDPO's difference from the sum nor that from Marble is decided",
+    OPEN: "none of the three is told apart",
+}
 
 
 def section(page: Page) -> str:
     """Text, the default task, the map, reading and figures."""
     head = "## On which kind of task does balancing win?\n\n"
-    rows = page.rows("dials")
+    everything = page.rows("dials")
+    rows = reported(everything)
     if not rows:
         return head + absent("the map", COMMAND)
-    parts = split(rows)
-    rest = default(parts)
+    tasks = {task: pick(rows, task=task) for task in distinct(rows, "task")}
+    turned = {task: dials(own) for task, own in tasks.items()}
+    found = {task: verdicts(own) for task, own in tasks.items()}
     intro = (
-        "A small conditional flow model is post-trained with synthetic rewards whose optima are known, so that what "
-        "makes a task hard can be turned like a dial: the share of prompts that carry one specialist reward "
-        "(specialists), the ratio of the largest to the smallest scale of the raw rewards (spread), noise on one reward, "
-        "the number of rewards, how far their optima disagree (conflict), and the number of steps. *Composite* is the "
-        "mean gain over the rewards on held-out prompts, in units of the pretrained model's standard deviation; *worst* "
-        f"is the lowest of them; judges measure the same aspects by another formula. Seeds {span(seeds_of(rows))}. "
-        "Each method's learning rate was chosen on the default task with other seeds."
+        "A small conditional flow model is post-trained by DiffusionNFT with synthetic rewards whose optima are known, "
+        "so that what makes a task hard can be turned like a dial: the share of prompts that carry one specialist "
+        "reward (specialists), the commonest over the rarest specialist (rarity), the largest over the smallest scale "
+        "of the raw rewards (spread), noise on one reward (noise, in its own std), the number of rewards, how far "
+        "their optima disagree (conflict, 0 to 1), the number of steps, a KL term. *Composite* is the mean gain over "
+        "the rewards on held-out prompts, in units of the pretrained model's standard deviation; *worst* is the lowest "
+        "of them; *judge* is the mean gain of measures that nobody trained on; *diversity* and *drift* are the "
+        f"samples' spread and their distance from the pretrained model's. {choices(everything)}"
     )
-    own = parts.get(rest, [])
-    columns = {name: name for name in ("composite", "worst", "judge", "diversity", "drift") if metrics_of(own, name)}
-    columns |= {name: name.replace("/", ", ") for name in metrics_of(own, "conflict/")}
-    found = {condition: verdicts(part) for condition, part in parts.items()}
-    return "\n\n".join(
-        [
-            head + intro,
-            f"**The default task** ({words(rest)}). {LEGEND}",
-            score_table(own, methods_of(own), columns, times=True),
-            _map(parts, rest, found),
-            _reading(found, rest),
-            *draw(page, rows, parts, rest),
-        ]
-    )
+    default = [own for task, own in tasks.items() if not turned[task]]
+    parts = [head + intro]
+    if default:
+        parts += [f"**The default task** ({words(tuple(BASE.items()))}). {LEGEND}", _scores(default[0])]
+    parts += [_map(tasks, turned, found), _reading(found), *draw(page, tasks, turned, BASE)]
+    return "\n\n".join(parts)
+
+
+BASE = {
+    name: value for name, value in asdict(Dials()).items() if name not in (*OWN_SETTINGS, "beta", "anchor", "general")
+}
+
+
+def dials(rows: Sequence[Row]) -> dict[str, Any]:
+    """The dials of a task that are not at their default."""
+    settings = rows[0]["settings"]
+    return {name: settings[name] for name, usual in BASE.items() if settings.get(name, usual) != usual}
 
 
 def verdicts(rows: Sequence[Row]) -> dict[str, str]:
-    """Score → what the paired differences between the weighted sum, GDPO and Marble say."""
+    """Score → what the paired differences between the weighted sum, GDPO and Marble say, see ``MEANING``."""
     found = {}
     for metric in SCORES:
         gdpo, ours, ours_gdpo = (against(rows, own, other, metric).sign for own, other in PAIRS)
-        if ours > 0 and ours_gdpo > 0:
-            found[metric] = WINS
-        elif ours < 0 or ours_gdpo < 0:
+        if ours < 0 or ours_gdpo < 0:
             found[metric] = LOSES
-        elif gdpo > 0 or ours > 0:
-            # Marble is not below GDPO, nor above it: whatever was won over the sum, GDPO is not told apart from it.
+        elif ours > 0 and ours_gdpo > 0:
+            found[metric] = WINS
+        elif gdpo > 0 and not ours_gdpo:
             found[metric] = ENOUGH
         else:
-            found[metric] = OPEN
+            found[metric] = ABOVE if ours > 0 else OPEN
     return found
 
 
-def _map(parts: Mapping[Condition, list[Row]], rest: Condition, found: Mapping[Condition, Mapping[str, str]]) -> str:
-    conditions = sorted(parts, key=lambda condition: [str(name) for name, _ in turned(condition, rest)])
-    lines = [[words(turned(condition, rest))] for condition in conditions]
+def _scores(rows: Sequence[Row]) -> str:
+    names = ("composite", "worst", "judge", "diversity", "drift")
+    columns = {name: name for name in names if metrics_of(rows, name)}
+    columns |= {name: name.replace("/", ", ") for name in metrics_of(rows, "conflict/")}
+    return score_table(rows, methods_of(rows), columns, times=rows)
+
+
+def _map(tasks: Mapping[str, list[Row]], turned: Mapping[str, Mapping], found: Mapping[str, Mapping[str, str]]) -> str:
+    names = sorted(tasks, key=lambda task: (len(turned[task]), [list(BASE).index(name) for name in turned[task]]))
+    lines = [[task, str(len(seeds_of(tasks[task])))] for task in names]
     for metric in SCORES:
-        values = [
-            [mean_of(parts[condition], SUM, metric)] + _differences(parts[condition], metric)
-            for condition in conditions
-        ]
+        values = [[mean_of(tasks[task], SUM, metric), *_differences(tasks[task], metric)] for task in names]
         places = [decimals(value.half for value in column) for column in zip(*values, strict=True)]
-        for line, cells, condition in zip(lines, values, conditions, strict=True):
+        for line, cells, task in zip(lines, values, names, strict=True):
             line += [text(cells[0], places[0])]
             line += [_bold(value, place) for value, place in zip(cells[1:], places[1:], strict=True)]
-            line += [found[condition][metric]]
+            line += [found[task][metric]]
     heads = [f"{label(own)} − {'sum' if other == SUM else label(other)}" for own, other in PAIRS]
-    header = ["turned", *(cell for name in SCORES.values() for cell in (f"{name}: sum", *heads, "verdict"))]
+    header = ["task", "n", *(cell for name in SCORES.values() for cell in (f"{name}: sum", *heads, "verdict"))]
     legend = (
-        "**The map.** One line per setting of the dials; what is not named is at its default. Paired differences, bold "
-        f"where the 95 % interval excludes zero. *{WINS}*: above both the weighted sum and GDPO; *{LOSES}*: below one of "
-        f"them; *{ENOUGH}*: something beats the weighted sum, and Marble is not told apart from GDPO."
+        "**The map.** One line per task; dials that are not named are at their default. Paired differences, bold where "
+        "the 95 % interval excludes zero. " + "; ".join(f"*{name}*: {meaning}" for name, meaning in MEANING.items())
     )
-    return f"{legend}\n\n{table(header, lines)}"
+    return f"{legend}.\n\n{table(header, lines)}"
 
 
 def _differences(rows: Sequence[Row], metric: str) -> list[Interval]:
@@ -103,13 +122,13 @@ def _bold(value: Interval, places: int) -> str:
     return f"**{cell}**" if value.sign else cell
 
 
-def _reading(found: Mapping[Condition, Mapping[str, str]], rest: Condition) -> str:
+def _reading(found: Mapping[str, Mapping[str, str]]) -> str:
     sentences = []
     for metric, name in SCORES.items():
         parts = []
-        for verdict in (WINS, ENOUGH, LOSES, OPEN):
-            where = [words(turned(condition, rest)) for condition, own in found.items() if own[metric] == verdict]
-            shown = f" ({listed([f'*{place}*' for place in where])})" if 0 < len(where) <= 6 else ""
-            parts.append(f"{verdict} in {len(where)}{shown}")
-        sentences.append(f"{name.capitalize()}, {len(found)} settings: {'; '.join(parts)}.")
+        for verdict in MEANING:
+            where = [task for task, own in found.items() if own[metric] == verdict]
+            shown = f" ({'; '.join(where)})" if 0 < len(where) <= 8 else ""
+            parts.append(f"*{verdict}* in {len(where)}{shown}")
+        sentences.append(f"{name.capitalize()}, {len(found)} tasks: {', '.join(parts)}.")
     return "Reading. " + " ".join(sentences)

@@ -66,7 +66,7 @@ def _table(rows: Sequence[Row], methods: Sequence[str], task: str) -> str:
     known = [f"{sum(found.values()) / len(found):.3f}" if found else "" for found in scores]
     reference = ["*one network per label, score*", str(len(single)), *known] if single else []
     reference += [""] * (len(metrics) - len(labels) + 1) if single else []
-    text = score_table(own, methods, metrics, times=True, reference=reference)
+    text = score_table(own, methods, metrics, times=own, reference=reference)
     return f"**{task}**, per cent of the single-label networks' score:\n\n{text}"
 
 

@@ -1,4 +1,6 @@
-"""Which way a metric is better, and what it is called."""
+"""Which way a metric is better."""
+
+import math
 
 HIGHER, LOWER = 1, -1
 _DIRECTIONS = {
@@ -10,7 +12,12 @@ _DIRECTIONS = {
     "diversity": HIGHER,
     "conflict/": LOWER,
     "seconds/step": LOWER,
+    "reached": HIGHER,
+    "iterations": LOWER,
+    "distance": LOWER,
 }
+# Distances to a front: nearer than this is no better, farther (infinity too) no worse.
+_NEAREST, _FARTHEST = 1e-3, 1e3
 
 
 def direction(metric: str) -> int | None:
@@ -19,3 +26,10 @@ def direction(metric: str) -> int | None:
         if metric == name or (name.endswith("/") and metric.startswith(name)):
             return sign
     return None
+
+
+def comparable(metric: str, value: float) -> float:
+    """The value on the scale that differences are taken on: for distances, which spread over decades, log₁₀."""
+    if metric != "distance" or math.isnan(value):
+        return value
+    return math.log10(min(max(value, _NEAREST), _FARTHEST))

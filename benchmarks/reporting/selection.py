@@ -8,6 +8,8 @@ from comparison.rows import Row
 
 MARBLE, PUBLISHED, BASE = "marble", "published", "base model"
 SPECIALIST = "specialist"
+# Rows of these tasks are for choosing learning rates, and the first of them is where it was done.
+TUNING = ("tuning", "elsewhere")
 # Labels with commas would be ambiguous in a sentence.
 _SHORT = {
     "marble amortised": "Marble amortised",
@@ -43,6 +45,11 @@ def by_seed(rows: Iterable[Row], metric: str) -> dict[int, float]:
 def distinct(rows: Iterable[Row], field: str) -> list[Any]:
     """The values of a field, in the order of the rows."""
     return list(dict.fromkeys(row[field] for row in rows))
+
+
+def reported(rows: Iterable[Row]) -> list[Row]:
+    """All rows but those that learning rates were chosen from."""
+    return [row for row in rows if not row["task"].startswith(TUNING)]
 
 
 def methods_of(rows: Iterable[Row]) -> list[str]:

@@ -1,6 +1,6 @@
-"""Splits a question's rows by the settings that make tasks of one name different, and finds the default among them."""
+"""Splits the rows of a task by the settings that make its runs different ones."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +15,7 @@ Condition = tuple[tuple[str, Any], ...]
 def varying(rows: Iterable[Row]) -> list[str]:
     """The settings that differ between rows, in the order in which they come; no method's own choices."""
     found: dict[str, set[str]] = defaultdict(set)
-    given = list(rows)
+    given = [row for row in rows if row["seed"] >= 0]
     names = list(dict.fromkeys(name for row in given for name in row["settings"] if name not in OWN_SETTINGS))
     for row in given:
         for name in names:
@@ -32,17 +32,6 @@ def split(rows: Sequence[Row]) -> Mapping[Condition, list[Row]]:
     return found
 
 
-def default(conditions: Iterable[Condition]) -> Condition:
-    """The commonest value of every setting over the conditions: each dial rests while another is turned."""
-    columns = list(zip(*conditions, strict=True))
-    return tuple(Counter(column).most_common(1)[0][0] for column in columns)
-
-
-def turned(condition: Condition, rest: Condition) -> Condition:
-    """The settings in which a condition differs from the default."""
-    return tuple(own for own, usual in zip(condition, rest, strict=True) if own != usual)
-
-
 def words(condition: Condition) -> str:
-    """ "spread 100, noise 1"; "default" for none."""
-    return ", ".join(f"{name} {value}" for name, value in condition) or "default"
+    """ "spread 100, noise 1"."""
+    return ", ".join(f"{name} {value}" for name, value in condition)

@@ -14,6 +14,7 @@ from .verdicts import LEGEND, mark, mean_of, sentence
 
 COMMAND = "python -m benchmarks --full tiny"
 CONFLICTS = {"conflict/gradient": "conflict, combined gradient", "conflict/step": "conflict, step taken"}
+TIMED = "tiny, time"
 SUMMARIES = ("composite", "worst")
 _ACROSS = 4
 
@@ -21,7 +22,8 @@ _ACROSS = 4
 def section(page: Page) -> str:
     """Text, tables, reading and figure."""
     head = "## Does balancing beat summing, on a text-to-image model with several rewards?\n\n"
-    rows = with_gains(page.rows("tiny"))
+    everything = with_gains(page.rows("tiny"))
+    rows = pick(everything, task="tiny")
     methods = [name for name in methods_of(rows) if name != BASE]
     if not methods:
         return head + absent("the tiny text-to-image model", COMMAND)
@@ -33,21 +35,22 @@ def section(page: Page) -> str:
         "A small text-to-image transformer (SD3's architecture, 24 × 24 pixels, LoRA) is post-trained by DiffusionNFT "
         f"with {len(rewards)} rewards. Every method sees the same prompts, takes the same number of optimizer steps "
         f"and starts from the same model; seeds {span(seeds_of(rows))}. Gains are over the pretrained model on "
-        "held-out prompts, mean ± 95 % t-interval over seeds. *Composite* is the mean of the rewards' gains, *worst* "
-        "the lowest of them, both as the rows define them. A *specialist* spends the whole budget on one reward: a "
-        f"reference, not a rival. {LEGEND}"
+        "held-out prompts, mean ± 95 % t-interval over seeds. *Composite* is the mean over the rewards of the gain in "
+        "units of the base model's standard deviation over images, *worst* the lowest of them. A *specialist* spends "
+        f"the whole budget on one reward: a reference, not a rival. {LEGEND}"
     )
     more = (
         "Judges score the same held-out images and were never trained on (gain over the base). A conflict is an "
         "optimizer step whose combined gradient, or whose real change of the parameters, opposes at least one active "
-        "reward of its batch: the share of such steps. Time per step is relative to the weighted sum's."
+        "reward of its batch: the share of such steps. Time is that of training (without rollouts) per step, relative "
+        "to the weighted sum's."
     )
     return "\n\n".join(
         [
             head + words,
             score_table(rows, methods, {name: tail(name) for name in quality}, reference=_base(rows, quality)),
             more,
-            score_table(rows, methods, secondary, times=True),
+            score_table(rows, methods, secondary, times=pick(everything, task=TIMED) or rows),
             _reading(rows, methods, [*rewards, *judges]),
             *([f"Not run: {', '.join(left_out)}."] if (left_out := page.left_out("tiny")) else []),
             _figure(page, rows, methods, quality),
@@ -99,10 +102,17 @@ def _figure(page: Page, rows: Sequence[Row], methods: Sequence[str], metrics: Se
         names_on_y(line[0], [short(method) for method in methods])
     families_legend(figure, panels[0], methods)
     shown = [row for row in rows if row["method"] != BASE]
-    steps = sorted({row["settings"].get("steps", row["settings"].get("epochs")) for row in shown} - {None})
-    facts = f"tiny text-to-image model, seeds {span(seeds_of(rows))}, {'/'.join(map(str, steps)) or '?'} steps"
+    facts = f"tiny text-to-image model, seeds {span(seeds_of(rows))}, {_steps(shown)} optimizer steps"
     caption(figure, f"{facts}; mean ± 95 % interval over seeds; grey: the weighted sum's; {conditions(shown)}")
     return page.save(figure, "tiny", "Gain of every reward and share of conflicting steps, per method")
+
+
+def _steps(rows: Sequence[Row]) -> str:
+    """Epochs times steps per epoch."""
+    steps = {
+        s["epochs"] * s.get("optimizer.steps_per_epoch", 1) for s in (r["settings"] for r in rows) if "epochs" in s
+    }
+    return "/".join(map(str, sorted(steps)))
 
 
 def _percent(value: Interval) -> Interval:
