@@ -1,0 +1,130 @@
+"""Question 1's map drawn from its rows: what is enough on which task, by differences paired over seeds.
+
+python -m benchmarks.comparison.dials_map
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev
+
+from .dials import MAIN, NAME, RATES, SPECIALISTS, SPREADS
+from .rows import Row, complete, load
+
+RESULTS = Path(__file__).parents[1] / "results"
+# At five seeds 4 % of the differences between equals are larger than this many standard errors (Student's t).
+CLEAR = 3.0
+# By effort: one gradient of raw rewards, of their advantages; a gradient per reward; and a problem solved on top.
+LADDER = ("sum", "gdpo", "equal", "marble")
+_TUNED = ("tuning", "elsewhere")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean and standard error of a paired difference over ``seeds`` seeds."""
+
+    mean: float
+    error: float
+    seeds: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether it is more than CLEAR standard errors from zero."""
+        return abs(self.mean) > CLEAR * self.error
+
+    def __str__(self) -> str:
+        """The mean, the error in the last digits' unit, and * if it is clear."""
+        return f"{self.mean:+.2f} ± {self.error:.2f}{'*' if self.clear else ''}"
+
+
+Values = dict[str, dict[str, dict[int, dict[str, float]]]]
+
+
+def values_of(rows: Iterable[Row]) -> Values:
+    """task → method → seed → metrics, without the rows that learning rates were chosen by."""
+    found: Values = {}
+    for row in complete(rows):
+        if not row["task"].startswith(_TUNED):
+            found.setdefault(row["task"], {}).setdefault(row["method"], {})[row["seed"]] = row["values"]
+    return found
+
+
+def difference(values: Values, task: str, method: str, against: str, metric: str) -> Difference:
+    """``method`` minus ``against`` on the seeds that both have; ``ValueError`` if these are fewer than two."""
+    ours, theirs = values[task][method], values[task][against]
+    pairs = [ours[seed][metric] - theirs[seed][metric] for seed in ours if seed in theirs]
+    if len(pairs) < 2:
+        raise ValueError(f"{task}: {method} and {against} share {len(pairs)} seeds, a paired error needs two")
+    return Difference(mean(pairs), stdev(pairs) / sqrt(len(pairs)), len(pairs))
+
+
+def enough(values: Values, task: str, metric: str, ladder: Sequence[str] = LADDER) -> str:
+    """The cheapest method of ``ladder``, cheapest first, that none of the dearer ones is clearly above."""
+    for place, name in enumerate(ladder):
+        dearer = [difference(values, task, other, name, metric) for other in ladder[place + 1 :]]
+        if not any(found.clear and found.mean > 0 for found in dearer):
+            break
+    return name
+
+
+def task_table(values: Values, metric: str, methods: Sequence[str]) -> str:
+    """One line per task: each method's mean over seeds, the best in bold, and what is :func:`enough`."""
+    lines = [
+        f"| {metric} | " + " | ".join(methods) + " | marble − gdpo | enough |",
+        "|---|" + "---|" * (len(methods) + 2),
+    ]
+    for task, found in values.items():
+        means = {name: mean(run[metric] for run in found[name].values()) for name in methods if name in found}
+        best = max(means.values())
+        cells = [_cell(means.get(name), best) for name in methods]
+        paired = difference(values, task, "marble", "gdpo", metric)
+        lines.append(f"| {task} | " + " | ".join(cells) + f" | {paired} | {enough(values, task, metric)} |")
+    return "\n".join(lines)
+
+
+def grid_table(values: Values, metric: str, method: str, against: str) -> str:
+    """Paired differences over the share of specialists' prompts (columns) and the spread (rows)."""
+    head = " | ".join(f"specialists {share:g}" for share in SPECIALISTS)
+    lines = [f"| {metric}: {method} − {against} | {head} |", "|---|" + "---|" * len(SPECIALISTS)]
+    for spread in SPREADS:
+        tasks = [f"specialists {share:g}, spread {spread:g}" for share in SPECIALISTS]
+        cells = [str(difference(values, task, method, against, metric)) for task in tasks]
+        lines.append(f"| spread {spread:g} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def best_rates(rows: Iterable[Row], task: str, metric: str = "composite") -> dict[str, float]:
+    """method → the rate of RATES with the highest mean ``metric`` on ``task``."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for row in complete(rows):
+        if row["task"] == task:
+            own = found.setdefault(row["method"], {rate: [] for rate in RATES})
+            own[row["settings"]["lr"]].append(row["values"][metric])
+    return {method: max(rates, key=lambda rate: mean(rates[rate])) for method, rates in found.items()}
+
+
+def _cell(value: float | None, best: float) -> str:
+    if value is None:
+        return ""
+    return f"**{value:.2f}**" if value == best else f"{value:.2f}"
+
+
+def main() -> None:
+    """Print the tables."""
+    rows = load(RESULTS / f"{NAME}.jsonl")
+    values = values_of(rows)
+    methods = list(dict.fromkeys(name for found in values.values() for name in found))
+    for metric in ("composite", "worst", "judge"):
+        print(task_table(values, metric, methods), end="\n\n")
+    for metric in ("composite", "worst"):
+        for method, against in (("gdpo", "sum"), ("equal", "gdpo"), ("marble", "gdpo"), ("marble", "equal")):
+            print(grid_table(values, metric, method, against), end="\n\n")
+    for metric in ("conflict/gradient", "conflict/step", "drift", "diversity", "smallest scale", "seconds/step"):
+        print(task_table(values, metric, MAIN), end="\n\n")
+    for task in dict.fromkeys(row["task"] for row in rows if row["task"].startswith(_TUNED)):
+        print(f"best learning rates, {task}: {best_rates(rows, task)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Question 1's map: its cells, its comparisons, and the learning rates that its committed rows chose."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from comparison import dials, flow_model
+from comparison.dials_map import best_rates, difference, enough, grid_table, task_table, values_of
+from comparison.flow_world import Dials
+from comparison.rows import Row, load
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+
+
+def _rows(task: str, method: str, values: list[float], **settings: float) -> list[Row]:
+    own = {"question": "dials", "task": task, "method": method, "settings": settings}
+    return [own | {"seed": seed, "values": {"composite": value}} for seed, value in enumerate(values)]
+
+
+@pytest.mark.parametrize("length", ["quick", "full"])
+def test_cells_are_tasks_of_the_world_and_differ(length: str) -> None:
+    cells = dials.cells(length)
+    assert len({cell.key(dials.NAME) for cell in cells}) == len(cells)
+    assert {cell.settings["lr"] for cell in cells} <= set(dials.RATES)
+    for cell in cells:
+        Dials(**cell.settings)
+
+
+def test_the_map_is_complete_and_its_seeds_are_not_those_of_the_tuning() -> None:
+    cells = dials.cells("full")
+    tuned = {cell.seed for cell in cells if cell.task.startswith(("tuning", "elsewhere"))}
+    scored = {cell.seed for cell in cells} - tuned
+    assert len(scored) >= 5
+    for task, settings in dials.grid():
+        own = [cell for cell in cells if cell.task == task]
+        assert {(cell.method, cell.seed) for cell in own} == {(name, seed) for name in dials.MAIN for seed in range(5)}
+        assert all(cell.settings == settings | {"lr": dials.LR[cell.method]} for cell in own)
+
+
+def test_a_run_has_the_metrics_of_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow_model, "_pretrain", flow_model.Velocity)
+    cell = dials.Cell("short", "published", 0, {"lr": 3e-3, "steps": 6, "spread": 100.0})
+    values = dials.run(cell, "cpu")
+    names = ["general0", "general1", "specialist0", "specialist1", "specialist2"]
+    assert [name for name in values if name.startswith("gain/")] == [f"gain/{name}" for name in names]
+    shared = ("composite", "worst", "judge", "drift", "conflict/gradient", "conflict/step", "seconds/step")
+    assert all(values[name] == values[name] for name in (*shared, "smallest scale"))
+    assert dials.run(cell, "cpu") | {"seconds/step": 0} == values | {"seconds/step": 0}, "a run repeats bit for bit"
+
+
+def test_differences_are_paired_over_seeds() -> None:
+    rows = [*_rows("a", "gdpo", [1.0, 5.0, 9.0]), *_rows("a", "marble", [2.0, 6.5, 9.5, 100.0])]
+    found = difference(values_of(rows), "a", "marble", "gdpo", "composite")
+    assert (found.mean, found.seeds, found.clear) == (1.0, 3, True)
+    assert found.error == pytest.approx(0.5 / 3**0.5)
+    with pytest.raises(ValueError, match="share 1 seeds"):
+        difference(
+            values_of(rows + _rows("b", "gdpo", [1.0]) + _rows("b", "marble", [1.0])), "b", "marble", "gdpo", "x"
+        )
+
+
+@pytest.mark.parametrize(
+    ("gdpo", "equal", "marble", "expected"),
+    [
+        (0.0, 0.0, 0.0, "sum"),
+        (1.0, 1.0, 1.0, "gdpo"),
+        (-1.0, -1.0, 0.0, "sum"),
+        (0.0, 1.0, 1.0, "equal"),
+        (1.0, 1.0, 2.0, "marble"),
+        (1.0, 2.0, 0.0, "equal"),
+    ],
+)
+def test_the_cheapest_method_that_nothing_clearly_beats(
+    gdpo: float, equal: float, marble: float, expected: str
+) -> None:
+    start, jitter = [1.0, 3.0, 2.0, 5.0], [0.01, -0.01, 0.02, -0.02]
+    rows = _rows("a", "sum", start)
+    for method, shift in (("gdpo", gdpo), ("equal", equal), ("marble", marble)):
+        rows += _rows(
+            "a", method, [x + shift + (e if method != "equal" else 0) for x, e in zip(start, jitter, strict=True)]
+        )
+    values = values_of(rows + _rows("tuning", "sum", [1.0], lr=1e-3))
+    assert enough(values, "a", "composite") == expected
+    assert list(values) == ["a"]
+    assert f"| {expected} |" in task_table(values, "composite", ("sum", "gdpo", "marble"))
+
+
+def test_the_best_rate_has_the_highest_mean() -> None:
+    rows = [*_rows("tuning", "sum", [0.0, 3.0], lr=1e-3), *_rows("tuning", "sum", [1.0, 1.0], lr=3e-3)]
+    rows += [*_rows("tuning", "sum", [-9.0, 3.5], lr=1e-2), *_rows("other", "sum", [9.0], lr=1e-2)]
+    assert best_rates(rows, "tuning") == {"sum": 1e-3}
+
+
+def test_committed_rows_chose_the_rates_and_fill_the_map() -> None:
+    rows = load(RESULTS / "dials.jsonl")
+    assert best_rates(rows, "tuning") == dials.LR
+    values = values_of(rows)
+    assert enough(values, "specialists 0, spread 1000", "composite") != "sum", "a raw sum ignores small rewards"
+    assert grid_table(values, "worst", "marble", "gdpo").count("±") == len(dials.grid())
