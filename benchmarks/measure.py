@@ -22,14 +22,14 @@ from trainer.rows import commit, hardware  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def facts(benchmark: str, settings: dict) -> dict:
-    """The fields of a row that do not depend on what was measured."""
+def facts(benchmark: str, settings: dict, packages: Sequence[str] = ("torch",)) -> dict:
+    """The fields of a row that do not depend on what was measured; the versions of ``packages`` among them."""
     return {
         "benchmark": benchmark,
         "seed": 0,
         "settings": settings,
         "hardware": hardware(),
-        "versions": versions(),
+        "versions": versions(packages),
         "commit": commit(),
         "date": date.today().isoformat(),
     }

@@ -97,8 +97,22 @@ class Config:
             not (self.balance.probe and self.balance.refresh_every > 1),
             "balance.probe solves on every step: set balance.refresh_every=1, or balance.probe=0",
         )
+        if self.balance.balancer:
+            self._check_balancer()
         if self.algorithm == "slider":
             self._check_slider()
+
+    def _check_balancer(self) -> None:
+        used = {settings.weight for settings in self.rewards.values() if settings.weight}
+        require(
+            self.method == "marble" and self.algorithm != "slider",
+            f"balance.balancer replaces method marble's min-norm problem, not {self.method!r}, nor a slider's buckets",
+        )
+        require(
+            len(used) == 1 and not self.balance.floor,
+            "weights and balance.floor shape the min-norm problem: with balance.balancer give all rewards the same "
+            "weight (0 leaves one out) and set balance.floor to 0",
+        )
 
     def _check_weights(self) -> None:
         for name, settings in self.rewards.items():

@@ -1,6 +1,7 @@
 """The optimizer of a run: Marble around SGD or AdamW."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 import marble_opt
 
 from .config import Config
+
+Weighting = Callable[[Tensor], Tensor]
 
 
 def make_optimizer(
@@ -52,6 +55,23 @@ def base_optimizer(parameters: list[Tensor] | list[dict[str, Any]], config: Conf
 def balancing(config: Config) -> dict[str, object]:
     """Marble's options for a method; sums are applied as the shared term, the rewards' gradients only measured."""
     weights = {name: settings.weight for name, settings in config.rewards.items()}
+    options = config.balance
     if config.method == "marble":
-        return {"weights": weights, "floor": config.balance.floor, "groups": config.balance.groups or None}
+        own = {"normalize": options.normalize, "groups": options.groups or None}
+        if options.balancer:
+            return own | {"balancer": make_balancer(options.balancer)}
+        return own | {"weights": weights, "floor": options.floor}
     return {"balancer": weights if config.method == "equal" else "observe"}
+
+
+def make_balancer(name: str) -> Weighting:
+    """The balancer that the factory ``name`` = "module:name" makes; ``ValueError`` if there is none of that name."""
+    try:
+        factory = resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"balance.balancer must be module:name of a factory that can be imported, such as "
+            f"torchjd.aggregation:UPGradWeighting, got {name!r} ({error})"
+        ) from error
+    made: Weighting = factory()
+    return made

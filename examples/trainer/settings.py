@@ -108,6 +108,8 @@ class BalanceSettings:
     guard: str = ""
     fused: bool = False
     track_step: bool = True
+    balancer: str = ""
+    normalize: bool = True
     groups: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
