@@ -117,12 +117,27 @@ def test_marks_agree_with_a_paired_test(report: str) -> None:
 def test_base_values_and_time(report: str) -> None:
     assert cells(report, "*base model, value*")[2:4] == ["0.400", "0.600"]
     ratios = [own / plain for own, plain in zip(SECONDS["marble"], SECONDS["sum"], strict=True)]
-    second = report[report.index("Judges score") :]
+    second = report[report.index("A conflict is an") :]
     assert float(cells(second, "Marble")[-1].split(" ± ")[0]) == pytest.approx(np.mean(ratios), abs=0.06)
 
 
+def test_judges_are_joined_to_the_runs(tmp_path: Path) -> None:
+    write(tmp_path, "tiny", tiny_rows())
+    judged = {"sum": [0.1, 0.2, 0.1, 0.2, 0.1], "marble": [0.3, 0.4, 0.31, 0.42, 0.3]}
+    rows = [
+        row("tiny_judges", "tiny", method, seed, {"judge/letters": value}, steps=30)
+        for method, found in judged.items()
+        for seed, value in enumerate(found)
+    ]
+    write(tmp_path, "tiny_judges", rows)
+    text = write_report(tmp_path).read_text("utf-8")
+    second = text[text.index("A conflict is an") :]
+    mean, half = t_interval(judged["marble"])
+    assert cells(second, "Marble")[2] == f"+{mean:.2f} ± {half:.2f} ▲"
+
+
 def test_missing_questions_are_named(report: str) -> None:
-    for name in ("dials", "ablations", "classic", "digits"):
+    for name in ("tiny_judges", "dials", "ablations", "classic", "digits"):
         assert f"`python -m benchmarks --full {name}`" in report
     assert "`python benchmarks/step_cost.py`" in report
     assert "`python benchmarks/kernels.py`" in report

@@ -24,9 +24,9 @@ from .selection import (
     pick,
     reported,
     short,
-    with_gains,
 )
 from .tasks import split, words
+from .tiny import tiny_rows
 
 QUESTIONS = ("tiny", "dials", "ablations", "classic", "digits")
 _FAMILIES = ("gain", "judge")
@@ -66,7 +66,7 @@ class Comparison:
 def section(page: Page) -> str:
     """Table of defeats, with the number of comparisons and of victories that it is to be read against."""
     head = "## Where we lose\n\n"
-    found = [one for name in QUESTIONS for one in comparisons(name, with_gains(reported(page.rows(name))))]
+    found = [one for name in QUESTIONS for one in comparisons(name, _rows(page, name))]
     # A run that diverged has no difference; leaving out its seed alone would favour its method.
     whole = [one for one in found if one.advantage.count > 1 and not one.advantage.failed]
     if not whole:
@@ -109,6 +109,10 @@ def is_rival(question: str, method: str) -> bool:
     if question == "ablations" and method not in (*METHODS, PUBLISHED):
         return False
     return method.split()[0] not in (MARBLE, SPECIALIST, "single") and method != BASE
+
+
+def _rows(page: Page, question: str) -> list[Row]:
+    return tiny_rows(page) if question == "tiny" else reported(page.rows(question))
 
 
 def _goodness(rows: Sequence[Row], metric: str) -> dict[int, float]:

@@ -56,7 +56,7 @@ def section(page: Page) -> str:
     parts = [head + intro]
     if default:
         parts += [f"**The default task** ({words(tuple(BASE.items()))}). {LEGEND}", _scores(default[0])]
-    parts += [_map(tasks, turned, found), _reading(found), *draw(page, tasks, turned, BASE)]
+    parts += [_map(tasks, turned, found), _reading(found), _rivals(tasks), *draw(page, tasks, turned, BASE)]
     return "\n\n".join(parts)
 
 
@@ -120,6 +120,19 @@ def _differences(rows: Sequence[Row], metric: str) -> list[Interval]:
 def _bold(value: Interval, places: int) -> str:
     cell = text(value, places, signed=True)
     return f"**{cell}**" if value.sign else cell
+
+
+def _rivals(tasks: Mapping[str, list[Row]]) -> str:
+    """A line per rival: in how many tasks Marble is above it, below it, and not told apart."""
+    rows = [row for own in tasks.values() for row in own]
+    metrics = [*SCORES, *(name for name in ("judge", "conflict/gradient", "conflict/step") if metrics_of(rows, name))]
+    lines = []
+    for rival in (name for name in methods_of(rows) if name.split()[0] != MARBLE):
+        signs = [[against(own, MARBLE, rival, metric) for own in tasks.values()] for metric in metrics]
+        counts = [[[v.sign for v in found if v.count > 1].count(sign) for sign in (1, -1, 0)] for found in signs]
+        lines.append([label(rival), *(" / ".join(map(str, count)) for count in counts)])
+    words = "**Marble against each rival**, tasks in which Marble is above / below / not told apart:"
+    return f"{words}\n\n{table(['rival', *metrics], lines)}"
 
 
 def _reading(found: Mapping[str, Mapping[str, str]]) -> str:

@@ -81,7 +81,7 @@ def _heat(ax: Axes, found: Mapping[tuple, Interval], down: Sequence, across: Seq
     grid = [[found[a, b].mean if (a, b) in found else math.nan for b in across] for a in down]
     ax.imshow(grid, cmap="PuOr", vmin=-largest, vmax=largest, aspect="auto")
     for (a, b), value in found.items():
-        words = f"{value.mean:+.2f}\n±{value.half:.2f}" if value.count > 1 else ""
+        words = f"{round(value.mean, 2) + 0.0:+.2f}\n±{value.half:.2f}" if value.count > 1 else ""
         shade = "w" if abs(value.mean) > 0.6 * largest else "k"
         weight = "bold" if value.sign else "normal"
         place = across.index(b), down.index(a)

@@ -1,17 +1,17 @@
 """The section on a second domain, real labels of scikit-learn's data sets, from digits.jsonl."""
 
 from collections.abc import Sequence
+from statistics import mean, median
 
-from comparison.methods import SUM
 from comparison.rows import Row
+from matplotlib.axes import Axes
 
 from .blocks import families_legend, panel, score_table, span, tail
 from .intervals import Interval, difference
-from .markdown import columns, conditions, number, table
+from .markdown import columns, conditions, table
 from .page import Page, absent
-from .plots import canvas, caption, colour, names_on_y, tidy, whiskers
+from .plots import canvas, caption, names_on_y
 from .selection import (
-    MARBLE,
     by_seed,
     distinct,
     label,
@@ -22,11 +22,10 @@ from .selection import (
     seeds_of,
     short,
 )
-from .verdicts import LEGEND, sentence
+from .verdicts import LEGEND, mean_of, sentence
 
 COMMAND = "python -m benchmarks --full digits"
 SINGLE = "single"
-TIMES = " × "
 
 
 def section(page: Page) -> str:
@@ -34,25 +33,25 @@ def section(page: Page) -> str:
     head = "## A second domain: several real labels, one small network\n\n"
     rows = page.rows("digits")
     methods = [name for name in methods_of(rows) if name != SINGLE]
+    left_out = page.left_out("digits")
     if not methods:
-        left_out = "; ".join(page.left_out("digits"))
-        return head + absent("the second domain", COMMAND) + (f" Not run: {left_out}." if left_out else "")
+        return head + absent("the second domain", COMMAND) + (f" Not run: {'; '.join(left_out)}." if left_out else "")
     words = (
-        "One small network with a bottleneck learns several labels of the same rows at once: classes and measurements "
-        "of very different scale, some of them known for a part of the rows only. Marble gets the plain losses, in two "
-        "lines of a plain training loop. Every method has its learning rate from the same values, chosen on "
-        "validation rows and on seeds that are not reported. Numbers per label are the change of the test score "
-        "(accuracy or R²) in per cent of that of a network trained on this label alone; *mean* is their mean (Δm of "
-        f"Maninis et al. 2019), *worst* the lowest. Seeds {span(seeds_of(rows))}. {LEGEND}"
+        "One small network with a bottleneck learns several labels of the same rows at once: classes, and measurements "
+        "in their own units, some known for a part of the rows only. Marble gets the plain losses, in two lines of a "
+        "plain training loop. Every method has its learning rate from the same values, chosen on validation rows and "
+        "on seeds that are not reported. Numbers per label are the change of the test score (accuracy or R²) in per "
+        "cent of that of a network trained on this label alone; *mean* is their mean (Δm of Maninis et al. 2019), "
+        f"*worst* the lowest. Seeds {span(seeds_of(rows))}. {LEGEND}"
     )
-    plain = [task for task in distinct(rows, "task") if TIMES not in task]
-    parts = [head + words, *(_table(rows, methods, task) for task in plain)]
-    changed = [task for task in distinct(rows, "task") if TIMES in task]
+    tasks = sorted(distinct(rows, "task"), key=lambda task: task.split(",")[0])
+    parts = [head + words, *(_table(rows, methods, task) for task in tasks if "," not in task)]
+    changed = [task for task in tasks if "," in task]
     if changed:
         parts.append(_units(rows, methods, changed))
-    if left_out := page.left_out("digits"):
+    if left_out:
         parts.append(f"Not run: {', '.join(left_out)}.")
-    return "\n\n".join([*parts, _reading(rows, methods, plain), _figure(page, rows, methods, plain, changed)])
+    return "\n\n".join([*parts, _reading(rows, methods, tasks), _figure(page, rows, methods, tasks)])
 
 
 def _table(rows: Sequence[Row], methods: Sequence[str], task: str) -> str:
@@ -71,59 +70,66 @@ def _table(rows: Sequence[Row], methods: Sequence[str], task: str) -> str:
 
 
 def change(rows: Sequence[Row], method: str, task: str) -> Interval:
-    """Paired change of the mean when one label's unit is another than in the data set's own task."""
+    """Paired change of the mean when the losses are in other units than in the data set's own task."""
     own, plain = (by_seed(pick(rows, method=method, task=name), "composite") for name in (task, task.split(",")[0]))
     return difference(own, plain)
 
 
+def _moved(rows: Sequence[Row], method: str, task: str) -> tuple[Interval, Interval]:
+    return mean_of(pick(rows, task=task), method, "composite"), change(rows, method, task)
+
+
 def _units(rows: Sequence[Row], methods: Sequence[str], tasks: Sequence[str]) -> str:
-    found = [[change(rows, method, task) for task in tasks] for method in methods]
-    lines = [
-        [label(method), *texts] for method, texts in zip(methods, columns(found, [True] * len(tasks)), strict=True)
-    ]
+    found = [[value for task in tasks for value in _moved(rows, method, task)] for method in methods]
+    texts = columns(found, [True] * (2 * len(tasks)))
     words = (
-        "**Units.** One loss multiplied by 100, as when its label is given in a unit ten times smaller. Nothing else "
-        "changes, the learning rate is chosen anew; change of the mean, in per cent points, paired by seed:"
+        "**Units.** The same labels with losses in other units: one multiplied by 100, as when its label is given in a "
+        "unit ten times smaller, or all in standard deviations of their label (*standardised*), which takes knowing "
+        "them. The mean there, and its change from the table above, in per cent points, paired by seed:"
     )
-    return words + "\n\n" + table(["method", *(task.split(", ")[-1] for task in tasks)], lines)
+    header = ["method", *(cell for task in tasks for cell in (f"{task}: mean", "change"))]
+    return f"{words}\n\n{table(header, [[label(m), *cells] for m, cells in zip(methods, texts, strict=True)])}"
 
 
 def _reading(rows: Sequence[Row], methods: Sequence[str], tasks: Sequence[str]) -> str:
-    sentences = []
-    for task in tasks:
-        own = pick(rows, task=task)
-        sentences += [
-            sentence(own, methods, "composite", f"{task}, mean"),
-            sentence(own, methods, "worst", f"{task}, worst"),
-        ]
-    for task in [task for task in distinct(rows, "task") if TIMES in task]:
+    sentences = [sentence(pick(rows, task=task), methods, "composite", f"{task}, mean") for task in tasks]
+    for task in [task for task in tasks if "×" in task]:
         found = {method: change(rows, method, task) for method in methods}
-        moved = [f"{short(name)} ({number(value.mean)} points)" for name, value in found.items() if value.sign]
-        words = f"moved by the unit: {listed(moved)}" if moved else "no method's mean moves beyond its uncertainty"
-        own = {name: value for name, value in found.items() if name in (SUM, MARBLE) and value.count > 1}
-        sizes = [f"{short(name)} {value.mean:+.1f} ± {value.half:.1f}" for name, value in own.items()]
-        sentences.append(f"{task}: {words}" + (f" ({'; '.join(sizes)})." if sizes else "."))
+        moved = [f"{short(name)} ({value.mean:+.1f} points)" for name, value in found.items() if value.sign]
+        words = f"moves {listed(moved)}" if moved else "moves no method's mean beyond its uncertainty"
+        sentences.append(f"The change of unit in *{task}* {words}.")
+    idle = {name: [row["values"].get("dropped", 0) for row in pick(rows, method=name)] for name in methods}
+    shares = [f"{short(name)} {100 * mean(found):.1f} %" for name, found in idle.items() if any(found)]
+    if shares:
+        sentences.append(f"Steps not taken, for want of a usable combined gradient: {', '.join(shares)}.")
     return "Reading. " + " ".join(sentences)
 
 
-def _figure(
-    page: Page, rows: Sequence[Row], methods: Sequence[str], tasks: Sequence[str], changed: Sequence[str]
-) -> str:
-    count = 2 * len(tasks) + len(changed)
-    figure, axes = canvas(1, count, 12, 1.6 + 0.22 * len(methods), sharey=True)
-    panels = list(axes.flat)
-    wanted = [(task, metric) for task in tasks for metric in ("composite", "worst")]
-    for ax, (task, metric) in zip(panels, wanted, strict=False):
-        ax.axvline(0, color="0.6", lw=0.8)
-        panel(ax, pick(rows, task=task), methods, metric, f"{task}\n{'mean' if metric == 'composite' else 'worst'}, %")
-    for ax, task in zip(panels[len(wanted) :], changed, strict=True):
-        ax.axvline(0, color="0.6", lw=0.8)
-        found = {name: change(rows, name, task) for name in methods}
-        whiskers(ax, found, {name: colour(name) for name in methods})
-        tidy(ax, f"change by the unit\n{task.split(', ')[-1]}, points")
-    names_on_y(panels[0], [short(method) for method in methods])
-    families_legend(figure, panels[0], methods)
+def _figure(page: Page, rows: Sequence[Row], methods: Sequence[str], tasks: Sequence[str]) -> str:
+    figure, axes = canvas(2, len(tasks), 12, 1.8 + 0.36 * len(methods), sharey=True)
+    for line, (metric, word) in zip(axes, (("composite", "mean"), ("worst", "worst")), strict=True):
+        for ax, task in zip(line, tasks, strict=True):
+            own = pick(rows, task=task)
+            panel(ax, own, methods, metric, "\n".join([*task.split(", "), f"{word}, %"]))
+            ax.axvline(0, color="0.6", lw=0.8)
+            _zoom(ax, own, methods, metric)
+        names_on_y(line[0], [short(method) for method in methods])
+    families_legend(figure, axes[0, 0], methods)
     steps = sorted({row["settings"]["steps"] for row in rows if "steps" in row["settings"]})
     facts = f"AdamW, {'/'.join(map(str, steps))} steps, seeds {span(seeds_of(rows))}, mean ± 95 % interval over seeds"
-    caption(figure, f"scikit-learn's data sets, test rows; {facts}; grey: the weighted sum's; {conditions(rows)}")
-    return page.save(figure, "digits", "Mean and worst change against single-label networks, and the effect of a unit")
+    words = "change against single-label networks, test rows of scikit-learn's data sets"
+    caption(figure, f"{words}; {facts}; grey: the weighted sum's; ◂: farther left; {conditions(rows)}")
+    return page.save(figure, "digits", "Mean and worst change against single-label networks, per method and task")
+
+
+def _zoom(ax: Axes, rows: Sequence[Row], methods: Sequence[str], metric: str) -> None:
+    """Keep the axis to where most methods are; one that fails altogether becomes a mark at the edge."""
+    found = {name: mean_of(rows, name, metric) for name in methods}
+    means = sorted(value.mean for value in found.values() if value.count)
+    middle, reach = median(means), 4 * (median(means[len(means) // 2 :]) - median(means)) + 10
+    left, right = ax.get_xlim()
+    edge = max(left, middle - max(reach, 3 * (means[-1] - middle)))
+    ax.set_xlim(edge, right)
+    for place, value in enumerate(found.values()):
+        if value.count and value.mean < edge:
+            ax.plot(edge, -place, marker="<", color="0.3", ms=6, clip_on=False)

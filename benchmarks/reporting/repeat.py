@@ -6,7 +6,7 @@ _COMMANDS = """```
 pip install '.[examples,solvers,bench]'
 python -m benchmarks --quick           # every question, short: minutes; rows and report under runs/comparison
 python -m benchmarks --full            # every question at full length: hours; what has a row is not run again
-python -m benchmarks --full dials      # one question: tiny, dials, ablations, classic or digits
+python -m benchmarks --full dials      # one question: tiny, tiny_judges, dials, ablations, classic, digits
 python benchmarks/step_cost.py         # the cost of a step
 python benchmarks/kernels.py           # the solvers
 python benchmarks/gpu_check.py         # all that needs a GPU

@@ -80,20 +80,6 @@ def seeds_of(rows: Iterable[Row]) -> list[int]:
     return sorted({row["seed"] for row in rows if row["seed"] >= 0})
 
 
-def with_gains(rows: Sequence[Row]) -> list[Row]:
-    """Rows that hold gain/<reward> too: held-out minus the base model's, where the run did not say so itself."""
-    start = {name: value for row in pick(rows, method=BASE) for name, value in row["values"].items()}
-    completed = []
-    for row in rows:
-        gains = {
-            name.replace("heldout/", "gain/"): value - start[name]
-            for name, value in row["values"].items()
-            if name.startswith("heldout/") and name in start and row["method"] != BASE
-        }
-        completed.append(row | {"values": gains | row["values"]})
-    return completed
-
-
 def label(method: str) -> str:
     """What a reader calls the method."""
     if method in METHODS:

@@ -9,10 +9,11 @@ from .intervals import Interval
 from .markdown import conditions
 from .page import Page, absent
 from .plots import canvas, caption, colour, names_on_y, tidy, whiskers
-from .selection import BASE, MARBLE, SPECIALIST, methods_of, metrics_of, pick, seeds_of, short, with_gains
+from .selection import BASE, MARBLE, SPECIALIST, methods_of, metrics_of, pick, seeds_of, short
 from .verdicts import LEGEND, mark, mean_of, sentence
 
 COMMAND = "python -m benchmarks --full tiny"
+JUDGES_COMMAND = "python -m benchmarks --full tiny_judges"
 CONFLICTS = {"conflict/gradient": "conflict, combined gradient", "conflict/step": "conflict, step taken"}
 TIMED = "tiny, time"
 SUMMARIES = ("composite", "worst")
@@ -22,7 +23,7 @@ _ACROSS = 4
 def section(page: Page) -> str:
     """Text, tables, reading and figure."""
     head = "## Does balancing beat summing, on a text-to-image model with several rewards?\n\n"
-    everything = with_gains(page.rows("tiny"))
+    everything = tiny_rows(page)
     rows = pick(everything, task="tiny")
     methods = [name for name in methods_of(rows) if name != BASE]
     if not methods:
@@ -31,6 +32,11 @@ def section(page: Page) -> str:
     quality = [*rewards, *(name for name in SUMMARIES if metrics_of(rows, name))]
     secondary = {name: f"judge: {tail(name)}" for name in judges}
     secondary |= {name: words for name, words in CONFLICTS.items() if metrics_of(rows, name)}
+    judge_text = (
+        "Judges score the same held-out images and were never trained on (gain over the base). "
+        if judges
+        else f"What judges that nobody trained on say has no rows: `{JUDGES_COMMAND}` makes them. "
+    )
     words = (
         "A small text-to-image transformer (SD3's architecture, 24 × 24 pixels, LoRA) is post-trained by DiffusionNFT "
         f"with {len(rewards)} rewards. Every method sees the same prompts, takes the same number of optimizer steps "
@@ -39,11 +45,11 @@ def section(page: Page) -> str:
         "units of the base model's standard deviation over images, *worst* the lowest of them. A *specialist* spends "
         f"the whole budget on one reward: a reference, not a rival. {LEGEND}"
     )
-    more = (
-        "Judges score the same held-out images and were never trained on (gain over the base). A conflict is an "
-        "optimizer step whose combined gradient, or whose real change of the parameters, opposes at least one active "
-        "reward of its batch: the share of such steps. Time is that of training (without rollouts) per step, relative "
-        "to the weighted sum's."
+    more = judge_text + (
+        "A conflict is an optimizer step whose combined gradient, or whose real change of the parameters, opposes at "
+        "least one active reward of its batch: the share of such steps (of those that solve anew, where that is every "
+        "tenth). Time is that of training (without rollouts) "
+        "per step, relative to the weighted sum's."
     )
     return "\n\n".join(
         [
@@ -56,6 +62,31 @@ def section(page: Page) -> str:
             _figure(page, rows, methods, quality),
         ]
     )
+
+
+def tiny_rows(page: Page) -> list[Row]:
+    """The runs' rows, with what the judges say of their images, and with gains."""
+    judged = {(row["method"], row["seed"]): row["values"] for row in page.rows("tiny_judges")}
+    joined = [
+        row
+        | {"values": row["values"] | (judged.get((row["method"], row["seed"]), {}) if row["task"] == "tiny" else {})}
+        for row in page.rows("tiny")
+    ]
+    return with_gains(joined)
+
+
+def with_gains(rows: Sequence[Row]) -> list[Row]:
+    """Rows that hold gain/<reward> too: held-out minus the base model's, where the run did not say so itself."""
+    start = {name: value for row in pick(rows, method=BASE) for name, value in row["values"].items()}
+    completed = []
+    for row in rows:
+        gains = {
+            name.replace("heldout/", "gain/"): value - start[name]
+            for name, value in row["values"].items()
+            if name.startswith("heldout/") and name in start and row["method"] != BASE
+        }
+        completed.append(row | {"values": gains | row["values"]})
+    return completed
 
 
 def _base(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
