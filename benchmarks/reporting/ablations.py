@@ -93,7 +93,7 @@ def _figure(page: Page, groups: Sequence[tuple[str, list[Row]]], rows: Sequence[
     caption(
         figure,
         f"paired difference from plain Marble ± 95 % interval; blue: better, red: worse, grey: not told apart; "
-        f"seeds {span(seeds_of(rows))}; {conditions(rows)}",
+        f"{span(seeds_of(rows))}; {conditions(rows)}",
     )
     return page.save(figure, "ablations", "Paired difference of every variant from plain Marble")
 

@@ -6,6 +6,7 @@ from comparison.methods import SUM
 from comparison.rows import Row
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .intervals import Interval, interval, ratio
 from .markdown import columns, table, text
@@ -54,6 +55,7 @@ def panel(ax: Axes, rows: Sequence[Row], methods: Sequence[str], metric: str, ti
         ax.axvspan(plain.mean - plain.half, plain.mean + plain.half, color="0.88", lw=0, zorder=0)
     whiskers(ax, {name: mean_of(rows, name, metric) for name in methods}, {name: colour(name) for name in methods})
     tidy(ax, title)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
 
 
 def families_legend(figure: Figure, ax: Axes, methods: Sequence[str]) -> None:
@@ -64,8 +66,8 @@ def families_legend(figure: Figure, ax: Axes, methods: Sequence[str]) -> None:
 
 
 def span(seeds: Sequence[int]) -> str:
-    """Seeds 0 to 4, as "0 to 4"."""
-    return f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else ", ".join(map(str, seeds))
+    """ "seeds 0 to 4", "seed 1"."""
+    return f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {', '.join(map(str, seeds))}"
 
 
 def tail(metric: str) -> str:

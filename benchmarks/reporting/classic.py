@@ -27,7 +27,7 @@ def section(page: Page) -> str:
         return head + absent("the classic problems", COMMAND)
     words = (
         "The balancers alone, on deterministic problems whose Pareto front is known, from the same starting points "
-        f"(seeds {span(seeds_of(rows))}) with constant learning rates, for each problem, optimizer and method the best "
+        f"({span(seeds_of(rows))}) with constant learning rates, for each problem, optimizer and method the best "
         "of the same values on other starting points. A point within 1 % of the front's ranges counts as on it. Cells: "
         "starting points from which the front was reached, and the median number of iterations until then (of those "
         "that reached it). *Hurt*: the share of steps on the way to the front after which at least one objective is "
@@ -108,7 +108,7 @@ def _figure(page: Page, rows: Sequence[Row], optimizers: Sequence[str]) -> str:
     ticks = range(round(math.log10(NEAREST)), round(math.log10(FARTHEST)) + 1)
     bar = figure.colorbar(image, ax=axes, ticks=list(ticks), pad=0.01)
     bar.ax.set_yticklabels([f"1e{power}" for power in ticks], fontsize=8)
-    words = f"in units of the front's ranges; starting points {span(seeds_of(rows))}; {conditions(rows)}"
+    words = f"in units of the front's ranges; starting points of {span(seeds_of(rows))}; {conditions(rows)}"
     caption(figure, words)
     return page.save(figure, "classic", "Final distance to the Pareto front, per problem and method")
 

@@ -40,7 +40,7 @@ Cells = dict[tuple, list[Row]]
 def draw(page: Page, tasks: Tasks, turned: Turned, base: Mapping[str, Any]) -> list[str]:
     """Both figures, as far as the rows have what they show."""
     rows = [row for own in tasks.values() for row in own]
-    facts = f"flow world, AdamW, seeds {span(seeds_of(rows))}; {conditions(rows)}"
+    facts = f"flow world, AdamW, {span(seeds_of(rows))}; {conditions(rows)}"
     both = Counter(names for dials in turned.values() for names in combinations(dials, 2))
     shown = []
     if both:

@@ -42,7 +42,7 @@ def section(page: Page) -> str:
         "plain training loop. Every method has its learning rate from the same values, chosen on validation rows and "
         "on seeds that are not reported. Numbers per label are the change of the test score (accuracy or R²) in per "
         "cent of that of a network trained on this label alone; *mean* is their mean (Δm of Maninis et al. 2019), "
-        f"*worst* the lowest. Seeds {span(seeds_of(rows))}. {LEGEND}"
+        f"*worst* the lowest. {span(seeds_of(rows)).capitalize()}. {LEGEND}"
     )
     tasks = sorted(distinct(rows, "task"), key=lambda task: task.split(",")[0])
     parts = [head + words, *(_table(rows, methods, task) for task in tasks if "," not in task)]
@@ -116,7 +116,7 @@ def _figure(page: Page, rows: Sequence[Row], methods: Sequence[str], tasks: Sequ
         names_on_y(line[0], [short(method) for method in methods])
     families_legend(figure, axes[0, 0], methods)
     steps = sorted({row["settings"]["steps"] for row in rows if "steps" in row["settings"]})
-    facts = f"AdamW, {'/'.join(map(str, steps))} steps, seeds {span(seeds_of(rows))}, mean ± 95 % interval over seeds"
+    facts = f"AdamW, {'/'.join(map(str, steps))} steps, {span(seeds_of(rows))}, mean ± 95 % interval over seeds"
     words = "change against single-label networks, test rows of scikit-learn's data sets"
     caption(figure, f"{words}; {facts}; grey: the weighted sum's; ◂: farther left; {conditions(rows)}")
     return page.save(figure, "digits", "Mean and worst change against single-label networks, per method and task")

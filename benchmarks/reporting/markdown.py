@@ -30,8 +30,15 @@ def decimals(halves: Iterable[float]) -> int:
 
 def columns(found: Sequence[Sequence[Interval]], signed: Sequence[bool]) -> list[list[str]]:
     """Texts "mean ± half" of a matrix of intervals; every column has digits of its own, and shows a + or not."""
-    places = [decimals(value.half for value in column) for column in zip(*found, strict=True)]
+    places = [_places(column) for column in zip(*found, strict=True)]
     return [[text(*cell) for cell in zip(line, places, signed, strict=True)] for line in found]
+
+
+def _places(column: Sequence[Interval]) -> int:
+    """By the half-widths; where there are none, three digits of the largest mean."""
+    halves = [value.half for value in column if value.half > 0]
+    largest = max((abs(value.mean) for value in column if value.count), default=0.0)
+    return decimals(halves) if halves or not largest else max(0, 2 - math.floor(math.log10(largest)))
 
 
 def text(value: Interval, places: int | None = None, signed: bool = False) -> str:

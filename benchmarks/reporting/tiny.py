@@ -40,7 +40,7 @@ def section(page: Page) -> str:
     words = (
         "A small text-to-image transformer (SD3's architecture, 24 × 24 pixels, LoRA) is post-trained by DiffusionNFT "
         f"with {len(rewards)} rewards. Every method sees the same prompts, takes the same number of optimizer steps "
-        f"and starts from the same model; seeds {span(seeds_of(rows))}. Gains are over the pretrained model on "
+        f"and starts from the same model; {span(seeds_of(rows))}. Gains are over the pretrained model on "
         "held-out prompts, mean ± 95 % t-interval over seeds. *Composite* is the mean over the rewards of the gain in "
         "units of the base model's standard deviation over images, *worst* the lowest of them. A *specialist* spends "
         f"the whole budget on one reward: a reference, not a rival. {LEGEND}"
@@ -133,7 +133,7 @@ def _figure(page: Page, rows: Sequence[Row], methods: Sequence[str], metrics: Se
         names_on_y(line[0], [short(method) for method in methods])
     families_legend(figure, panels[0], methods)
     shown = [row for row in rows if row["method"] != BASE]
-    facts = f"tiny text-to-image model, seeds {span(seeds_of(rows))}, {_steps(shown)} optimizer steps"
+    facts = f"tiny text-to-image model, {span(seeds_of(rows))}, {_steps(shown)} optimizer steps"
     caption(figure, f"{facts}; mean ± 95 % interval over seeds; grey: the weighted sum's; {conditions(shown)}")
     return page.save(figure, "tiny", "Gain of every reward and share of conflicting steps, per method")
 

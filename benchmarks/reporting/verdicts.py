@@ -32,12 +32,15 @@ def mark(rows: Sequence[Row], method: str, metric: str, other: str = SUM) -> str
 
 
 def sentence(rows: Sequence[Row], methods: Sequence[str], metric: str, words: str, other: str = SUM) -> str:
-    """Which methods lie above and below ``other`` in a metric, by how much, and how many cannot be told apart."""
+    """Which methods lie above and below ``other`` in a metric, by how much, and how many cannot be told apart.
+
+    Nothing where no two seeds are shared.
+    """
     rivals = [name for name in methods if name != other]
     found = {name: against(rows, name, other, metric) for name in rivals}
     found = {name: value for name, value in found.items() if value.count > 1}
     if not found:
-        return f"{words}: no two seeds of another method to compare."
+        return ""
     parts = []
     for sign, direction in ((1, "above"), (-1, "below")):
         decided = [f"{short(name)} ({_signed(value)})" for name, value in found.items() if value.sign == sign]
@@ -53,3 +56,9 @@ def sentence(rows: Sequence[Row], methods: Sequence[str], metric: str, words: st
 def _signed(value: Interval) -> str:
     size = number(abs(value.mean))
     return f"{'+' if value.mean > 0 else '−'}{size}"
+
+
+def reading(sentences: Sequence[str]) -> str:
+    """The sentences as a paragraph, or that there are none."""
+    known = [sentence for sentence in sentences if sentence]
+    return "Reading. " + (" ".join(known) or "With fewer than two seeds nothing can be told apart.")
