@@ -40,7 +40,8 @@ def test_the_map_is_complete_and_its_seeds_are_not_those_of_the_tuning() -> None
 
 
 def test_a_run_has_the_metrics_of_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flow_model, "_pretrain", flow_model.Velocity)
+    untrained = flow_model.Velocity()
+    monkeypatch.setattr(flow_model, "_pretrain", lambda: untrained)
     cell = dials.Cell("short", "published", 0, {"lr": 3e-3, "steps": 6, "spread": 100.0})
     values = dials.run(cell, "cpu")
     names = ["general0", "general1", "specialist0", "specialist1", "specialist2"]
@@ -57,7 +58,11 @@ def test_differences_are_paired_over_seeds() -> None:
     assert found.error == pytest.approx(0.5 / 3**0.5)
     with pytest.raises(ValueError, match="share 1 seeds"):
         difference(
-            values_of(rows + _rows("b", "gdpo", [1.0]) + _rows("b", "marble", [1.0])), "b", "marble", "gdpo", "x"
+            values_of(rows + _rows("b", "gdpo", [1.0]) + _rows("b", "marble", [1.0])),
+            "b",
+            "marble",
+            "gdpo",
+            "composite",
         )
 
 

@@ -158,7 +158,7 @@ def test_a_plain_sum_is_marbles_observed_sum(anchor: str) -> None:
 
 
 def test_training_raises_the_rewards_and_the_sum_ignores_the_small_ones() -> None:
-    task = Dials(steps=40, specialists=0.0, spread=1000.0, conflict=1.0)
+    task = Dials(steps=30, specialists=0.0, spread=1000.0, conflict=1.0)
     found = {}
     for method, mixing in (("sum", "raw"), ("gdpo", "gdpo"), ("marble", "none")):
         world = FlowWorld(task, 0)
@@ -178,7 +178,7 @@ def test_an_unknown_mixture_is_refused() -> None:
 def test_conflicts_of_two_regressions(target: float, share: float) -> None:
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
-    optimizer, meter = torch.optim.SGD(model.parameters(), lr=0.1), ConflictMeter(model)
+    optimizer, meter = torch.optim.SGD(model.parameters(), lr=0.01), ConflictMeter(model)
     for _ in range(3):
         losses = (model.weight.squeeze() - torch.tensor([1.0, target, -9.0])).square()
         meter.before(losses, torch.tensor([True, True, False]))

@@ -64,8 +64,8 @@ def cells(length: str) -> list[Cell]:
     elsewhere = (cell for name, dials in CORNERS.items() for cell in _rates(f"elsewhere: {name}", dials, MAIN))
     mapped = [*_cells([("default", {})], tuple(LR), range(8)), *_cells(grid(), MAIN, _SEEDS)]
     mapped += [*_cells(alone, tuple(LR), _SEEDS), *elsewhere]
-    # Seed by seed, so that a sweep that is cut short leaves the whole map, at fewer seeds.
-    return [*_rates("tuning", {}, tuple(LR)), *sorted(mapped, key=lambda cell: cell.seed)]
+    # The main methods first and seed by seed, so that a sweep that is cut short leaves the whole map, at fewer seeds.
+    return [*_rates("tuning", {}, tuple(LR)), *sorted(mapped, key=lambda cell: (cell.method not in MAIN, cell.seed))]
 
 
 def grid() -> list[tuple[str, dict[str, Any]]]:
