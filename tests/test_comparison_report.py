@@ -1,6 +1,5 @@
 """The report of the comparison: its numbers against numpy and scipy, and what it says of planted rows."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -8,56 +7,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from report_cases import GAINS, SECONDS, cells, row, t_interval, tiny_rows, write
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from report import write_report
 from reporting.defeats import comparisons
 from reporting.intervals import difference, interval
-
-FACTS = {
-    "hardware": "a CPU, 1 threads",
-    "versions": {"marble_opt": "0.1.0", "torch": "2.13.0", "python": "3.11.7"},
-    "commit": "abc1234",
-    "date": "2026-11-21",
-}
-START = {"one": 0.4, "two": 0.6}
-GAINS = {
-    "sum": {"one": [0.10, 0.13, 0.08, 0.11, 0.12], "two": [0.02, 0.01, 0.03, 0.02, 0.025]},
-    "gdpo": {"one": [0.11, 0.12, 0.10, 0.10, 0.13], "two": [0.03, 0.02, 0.03, 0.035, 0.02]},
-    "marble": {"one": [0.10, 0.12, 0.09, 0.10, 0.12], "two": [0.06, 0.05, 0.065, 0.06, 0.07]},
-}
-SECONDS = {"sum": [1.0, 1.1, 0.9, 1.0, 1.0], "gdpo": [1.0, 1.2, 0.8, 1.1, 1.0], "marble": [2.0, 2.1, 2.0, 1.9, 2.2]}
-
-
-def row(question: str, task: str, method: str, seed: int, values: dict, **settings: object) -> dict:
-    own = {"question": question, "task": task, "method": method, "seed": seed, "settings": settings}
-    return own | {"values": values} | FACTS
-
-
-def write(folder: Path, name: str, rows: list[dict]) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def tiny_rows() -> list[dict]:
-    rows = [row("tiny", "tiny", "base model", -1, {f"heldout/{name}": value for name, value in START.items()})]
-    for method, gains in GAINS.items():
-        for seed in range(5):
-            values = {f"heldout/{name}": START[name] + found[seed] for name, found in gains.items()}
-            values |= {"conflict/step": 0.5 if method == "sum" else 0.1, "seconds/step": SECONDS[method][seed]}
-            rows.append(row("tiny", "tiny", method, seed, values, steps=30))
-    return rows
-
-
-def cells(report: str, start: str) -> list[str]:
-    """Cells of the first table line whose first cell is ``start``."""
-    line = next(line for line in report.splitlines() if line.startswith(f"| {start} |"))
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
-def t_interval(values: list[float]) -> tuple[float, float]:
-    sem = np.std(values, ddof=1) / np.sqrt(len(values))
-    low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=sem)
-    return float(np.mean(values)), float(high - low) / 2
 
 
 @pytest.fixture(scope="module")
@@ -202,61 +157,3 @@ def test_references_and_our_own_variants_are_no_rivals() -> None:
         for seed in range(4)
     ]
     assert [one.method for one in comparisons("tiny", rows)] == ["mgda"]
-
-
-def dials_rows(lead: float) -> list[dict]:
-    """Marble is better than both sums by ``lead`` where specialists are rare, worse than GDPO where noise is high."""
-    steps = {("default", "gdpo"): 0.3, ("default", "marble"): 0.3}
-    steps |= {("specialists 0.9", "gdpo"): 0.3, ("specialists 0.9", "marble"): 0.3 + lead}
-    steps |= {("noise 3", "gdpo"): 0.3, ("noise 3", "marble"): 0.0}
-    dials = {"default": {}, "specialists 0.9": {"specialists": 0.9}, "noise 3": {"noise": 3.0}}
-    rows = []
-    for task, settings in dials.items():
-        for method in ("sum", "gdpo", "marble"):
-            for seed in range(5):
-                wobble = 0.02 * np.sin(7.0 * seed + len(method) + len(task))
-                value = 1.0 + steps.get((task, method), 0.0) + 0.1 * seed + wobble
-                rows.append(row("dials", task, method, seed, {"composite": value}, lr=1e-3, **settings))
-    tuning = [
-        row("dials", task, "marble", 100, {"composite": value}, lr=lr)
-        for task, best in (("tuning", 1e-3), ("elsewhere: noise 3", 1e-2))
-        for lr, value in ((1e-3, 1.0 + (best == 1e-3)), (1e-2, 1.0 + (best == 1e-2)))
-    ]
-    return rows + tuning
-
-
-def test_the_map_says_what_was_planted(tmp_path: Path) -> None:
-    write(tmp_path, "dials", dials_rows(lead=0.4))
-    text = write_report(tmp_path).read_text("utf-8")
-    verdicts = {task: cells(text, task)[6] for task in ("default", "specialists 0.9", "noise 3")}
-    assert verdicts == {"default": "GDPO is enough", "specialists 0.9": "Marble wins", "noise 3": "Marble loses"}
-    assert cells(text, "specialists 0.9")[1] == "5"  # tuning rows are not among them
-    assert "the choice would have been Marble 0.01 at noise 3" in text
-    assert (tmp_path / "dials.png").exists()
-
-
-def test_a_lead_within_the_noise_is_not_a_win(tmp_path: Path) -> None:
-    write(tmp_path, "dials", dials_rows(lead=0.005))
-    text = write_report(tmp_path).read_text("utf-8")
-    assert cells(text, "specialists 0.9")[6] == "GDPO is enough"
-
-
-def test_classic_counts_and_iterations(tmp_path: Path) -> None:
-    iterations = {"sum": [30, 40, 50], "marble": [20, 60, 60]}
-    rows = [
-        row(
-            "classic",
-            "ZDT1",
-            method,
-            seed,
-            {"reached": float(count < 60), "iterations": float(count), "distance": 0.5 if count == 60 else 0.001},
-            optimizer="sgd",
-            rate=0.1,
-        )
-        for method, found in iterations.items()
-        for seed, count in enumerate(found)
-    ]
-    write(tmp_path, "classic", rows)
-    text = write_report(tmp_path).read_text("utf-8")
-    assert cells(text, "weighted sum")[1] == "3/3, 40"
-    assert cells(text, "Marble")[1] == "1/3, 20"

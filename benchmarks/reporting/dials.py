@@ -16,7 +16,7 @@ from .page import Page, absent
 from .rates import choices
 from .selection import MARBLE, distinct, label, methods_of, metrics_of, pick, reported, seeds_of
 from .tasks import OWN_SETTINGS, words
-from .verdicts import LEGEND, against, mean_of
+from .verdicts import LEGEND, against, mean_of, reading
 
 COMMAND = "python -m benchmarks --full dials"
 GDPO = "gdpo"
@@ -144,4 +144,4 @@ def _reading(found: Mapping[str, Mapping[str, str]]) -> str:
             shown = f" ({'; '.join(where)})" if 0 < len(where) <= 8 else ""
             parts.append(f"*{verdict}* in {len(where)}{shown}")
         sentences.append(f"{name.capitalize()}, {len(found)} tasks: {', '.join(parts)}.")
-    return "Reading. " + " ".join(sentences)
+    return reading(sentences)

@@ -22,7 +22,7 @@ from .selection import (
     seeds_of,
     short,
 )
-from .verdicts import LEGEND, mean_of, sentence
+from .verdicts import LEGEND, mean_of, reading, sentence
 
 COMMAND = "python -m benchmarks --full digits"
 SINGLE = "single"
@@ -102,7 +102,7 @@ def _reading(rows: Sequence[Row], methods: Sequence[str], tasks: Sequence[str]) 
     shares = [f"{short(name)} {100 * mean(found):.1f} %" for name, found in idle.items() if any(found)]
     if shares:
         sentences.append(f"Steps not taken, for want of a usable combined gradient: {', '.join(shares)}.")
-    return "Reading. " + " ".join(sentences)
+    return reading(sentences)
 
 
 def _figure(page: Page, rows: Sequence[Row], methods: Sequence[str], tasks: Sequence[str]) -> str:

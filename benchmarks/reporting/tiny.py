@@ -10,7 +10,7 @@ from .markdown import conditions
 from .page import Page, absent
 from .plots import canvas, caption, colour, names_on_y, tidy, whiskers
 from .selection import BASE, MARBLE, SPECIALIST, methods_of, metrics_of, pick, seeds_of, short
-from .verdicts import LEGEND, mark, mean_of, sentence
+from .verdicts import LEGEND, mark, mean_of, reading, sentence
 
 COMMAND = "python -m benchmarks --full tiny"
 JUDGES_COMMAND = "python -m benchmarks --full tiny_judges"
@@ -106,7 +106,7 @@ def _reading(rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[str]
         f"Of {len(metrics)} rewards and judges, plain Marble is above the weighted sum in {_counted(better)}, below it "
         f"in {_counted(worse)}, and not told apart in {len(metrics) - len(better) - len(worse)}."
     )
-    return "Reading. " + " ".join(sentences)
+    return reading(sentences)
 
 
 def _counted(metrics: Sequence[str]) -> str:
