@@ -59,10 +59,12 @@ def nash() -> Weighting:
 def nash_point(gram: Tensor) -> Tensor:
     """α > 0 [K] with G α = 1 / α: the minimum of the convex ½ αᵀ G α − Σ log α, by damped Newton steps.
 
-    A ridge of 1e-8 keeps it finite where the gradients are exactly Pareto stationary.
+    Solved on unit gradients, β = |g| α, whose problem is the same one: gradients of very different lengths then
+    cost no accuracy. A ridge of 1e-8 keeps β finite where the gradients are exactly Pareto stationary.
     """
-    gram = gram + _RIDGE * torch.eye(len(gram), dtype=gram.dtype)
-    alpha = gram.diagonal().rsqrt()
+    inverse = gram.diagonal().rsqrt()
+    gram = inverse.unsqueeze(1) * gram * inverse + _RIDGE * torch.eye(len(gram), dtype=gram.dtype)
+    alpha = torch.ones_like(inverse)
     for _ in range(_NEWTON_STEPS):
         gradient = gram @ alpha - 1 / alpha
         direction = torch.linalg.solve(gram + torch.diag(alpha.pow(-2)), gradient)
@@ -71,4 +73,4 @@ def nash_point(gram: Tensor) -> Tensor:
         alpha = alpha - direction / (1 + decrement)
         if decrement < _TOLERANCE:
             break
-    return alpha
+    return inverse * alpha
