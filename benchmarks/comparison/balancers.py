@@ -45,10 +45,14 @@ def mgda() -> Weighting:
 
 
 def cagrad() -> Weighting:
-    """CAGrad (Liu et al. 2021) with its paper's c = 0.4."""
+    """CAGrad (Liu et al. 2021) with its paper's c = 0.4.
+
+    With TorchJD's default ``norm_eps``, 1e-4, all weights are zero as soon as one gradient is 1e4 times shorter than the
+    root mean square of all: no step is ever taken. The authors' code adds 1e-8.
+    """
     from torchjd.aggregation import CAGradWeighting
 
-    return scaled(CAGradWeighting(c=0.4))
+    return scaled(CAGradWeighting(c=0.4, norm_eps=1e-8))
 
 
 def nash() -> Weighting:
