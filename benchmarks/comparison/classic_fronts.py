@@ -16,9 +16,11 @@ class ParetoFront(Protocol):
     ideal: Tensor
     ranges: Tensor
 
-    def distances(self, values: Tensor, exact_below: float = float("inf")) -> Tensor:
-        """Distance [T] of values [T, K] to the front, normalised; above ``exact_below`` a lower bound will do, itself
-        above it."""
+    def distances(self, values: Tensor) -> Tensor:
+        """Distance [T] of values [T, K] to the front, normalised."""
+
+    def arrival(self, values: Tensor, tolerance: float) -> int | None:
+        """Index of the first of values [T, K] whose distance is at most ``tolerance``; ``None`` if there is none."""
 
     def position(self, values: Tensor) -> float | None:
         """Where along a one-dimensional front the nearest point to values [K] lies, in [0, 1]; else ``None``."""
@@ -44,12 +46,14 @@ class Front:
         """(f − ideal) / range of values [..., 2]."""
         return (values - self.ideal) / self.ranges
 
-    def distances(self, values: Tensor, exact_below: float = float("inf")) -> Tensor:
-        """Euclidean distance [T] of values [T, 2] to the front, normalised (the terms of the indicator GD).
-
-        All are exact, whatever ``exact_below``.
-        """
+    def distances(self, values: Tensor) -> Tensor:
+        """Euclidean distance [T] of values [T, 2] to the front, normalised (the terms of the indicator GD)."""
         return self._nearest(values)[0]
+
+    def arrival(self, values: Tensor, tolerance: float) -> int | None:
+        """Index of the first of values [T, 2] within ``tolerance``."""
+        near = self.distances(values) <= tolerance
+        return int(near.int().argmax()) if bool(near.any()) else None
 
     def position(self, values: Tensor) -> float:
         """Where along the front the nearest point to values [2] lies: 0 at its first point, 1 at its last."""

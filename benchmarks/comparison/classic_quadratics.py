@@ -49,17 +49,25 @@ class Quadratics:
         """y_w: argmin Σ w_k f_k for weights [20] ≥ 0, not all zero."""
         return torch.linalg.solve(torch.einsum("k,kij->ij", weights, self.hessians), weights @ self._pulls)
 
-    def distances(self, values: Tensor, exact_below: float = float("inf")) -> Tensor:
-        """[T] from values [T, 20]. Any y gives a lower bound; that of the last solve spares most solves."""
+    def distances(self, values: Tensor) -> Tensor:
+        """[T] from values [T, 20]."""
         weights = torch.full((COUNT,), 1 / COUNT, dtype=torch.float64)
         found = []
         for own in values:
-            bound = self._gains(own, weights).min()
-            if bound <= exact_below:
-                weights = self._solve(own, weights)
-                bound = self._gains(own, weights) @ weights
-            found.append(bound.clamp_min(0))
+            weights = self._solve(own, weights)
+            found.append((self._gains(own, weights) @ weights).clamp_min(0))
         return torch.stack(found)
+
+    def arrival(self, values: Tensor, tolerance: float) -> int | None:
+        """Index of the first within ``tolerance``. Any y gives a lower bound: that of the last solve spares most."""
+        weights = torch.full((COUNT,), 1 / COUNT, dtype=torch.float64)
+        for index, own in enumerate(values):
+            if self._gains(own, weights).min() > tolerance:
+                continue
+            weights = self._solve(own, weights)
+            if self._gains(own, weights) @ weights <= tolerance:
+                return index
+        return None
 
     def position(self, values: Tensor) -> None:
         """The front is not one-dimensional."""

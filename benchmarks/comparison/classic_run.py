@@ -47,7 +47,7 @@ def learning_rate(problem: Problem, method: str, optimizer: str, rate: float) ->
     step = rate * problem.extent
     if optimizer == "adam":
         return step
-    lengths = torch.tensor([_first_gradient(problem, method, seed) for seed in UNIT_SEEDS])
+    lengths = torch.tensor([_first_gradient(problem, method, seed) for seed in UNIT_SEEDS], dtype=torch.float64)
     moving = lengths[lengths > 0]
     return step * sqrt(len(problem.start(0))) / moving.log().mean().exp().item() if len(moving) else step
 
@@ -97,13 +97,13 @@ def measures(problem: Problem, path: Path) -> dict[str, float]:
     if path.diverged:
         return found | {"distance": inf, "reached": 0.0, "iterations": float(problem.steps)}
     front = problem.front
-    near = front.distances(path.values, exact_below=TOLERANCE) <= TOLERANCE
-    iterations = int(near.int().argmax()) if bool(near.any()) else problem.steps
+    arrival = front.arrival(path.values, TOLERANCE)
+    iterations = problem.steps if arrival is None else arrival
     hurt = ((path.values.diff(dim=0) / front.ranges) > _ROUNDING).any(1).double()
     scaled = (path.values[-1] - front.ideal) / front.ranges
     found |= {
         "distance": front.distances(path.values[-1:]).item(),
-        "reached": float(near.any()),
+        "reached": float(arrival is not None),
         "iterations": float(iterations),
         "conflict/step": hurt.mean().item(),
         "conflict/step/approach": hurt[:iterations].mean().item() if iterations else 0.0,

@@ -8,8 +8,6 @@ from math import isfinite
 from pathlib import Path
 from statistics import mean
 
-from measure import RESULTS
-
 from .cells import Cell
 from .classic_problems import PROBLEMS, problem
 from .classic_run import OPTIMIZERS, TOLERANCE, learning_rate, measures, run_path
@@ -24,6 +22,7 @@ RATES = {"sgd": (0.02, 0.1, 0.5), "adam": (0.02, 0.06, 0.2)}
 """In units of the problem, see :func:`.classic_run.learning_rate`."""
 SEEDS = (101, 102)
 _FAR = 1e3
+_RESULTS = Path(__file__).parents[1] / "results"
 
 
 def cells(length: str) -> list[Cell]:
@@ -51,7 +50,7 @@ def run(cell: Cell, device: str) -> dict[str, float]:
     return values
 
 
-def chosen_rates(folder: Path = RESULTS) -> dict[tuple[str, str, str], float]:
+def chosen_rates(folder: Path = _RESULTS) -> dict[tuple[str, str, str], float]:
     """(problem, method, optimizer) → the rate that ends nearest to the front.
 
     Distances below 1 % of the tolerance count as equal: the rate with fewer iterations is taken.
