@@ -1,5 +1,6 @@
 """Which learning rate each method took, and whether it would have taken another one elsewhere: from tuning rows."""
 
+import math
 from collections.abc import Sequence
 from statistics import mean
 
@@ -11,9 +12,13 @@ _SCORE = "composite"
 
 
 def best_rate(rows: Sequence[Row]) -> float:
-    """The rate with the best mean composite."""
-    rates = sorted({row["settings"]["lr"] for row in rows})
-    return max(rates, key=lambda rate: mean(row["values"][_SCORE] for row in pick(rows, lr=rate)))
+    """The rate with the best mean composite; a run that diverged counts as −∞."""
+
+    def score(rate: float) -> float:
+        found = [row["values"][_SCORE] for row in pick(rows, lr=rate)]
+        return mean(found) if all(map(math.isfinite, found)) else -math.inf
+
+    return max(sorted({row["settings"]["lr"] for row in rows}), key=score)
 
 
 def choices(rows: Sequence[Row]) -> str:

@@ -112,8 +112,8 @@ def _figure(page: Page, rows: list[dict], cells: Cells, sizes: Sequence[int]) ->
 def _kernels(rows: list[dict]) -> str:
     if not rows:
         return (
-            "The Triton kernels have no rows yet: none of these machines had a GPU. "
-            f"`{GPU_COMMAND}` makes them on one that has."
+            "The Triton kernels have no rows yet, as they need a GPU. On a machine that has one, "
+            f"`{GPU_COMMAND}` makes them. Until then nothing is known of their speed."
         )
     lines = []
     for row in rows:
