@@ -131,8 +131,9 @@ def test_momentum_per_reward() -> None:
     close(found, theta)
 
 
-def test_cross_fitted_cosines() -> None:
-    theta, found = run(lambda model, base: CrossFitted(base, NAMES, model, IMAGES, seed=5))
+@pytest.mark.parametrize("signal", [False, True])
+def test_cross_fitted_cosines(signal: bool) -> None:
+    theta, found = run(lambda model, base: CrossFitted(base, NAMES, model, IMAGES, seed=5, signal=signal))
     random = torch.Generator().manual_seed(5)
     for step in range(STEPS):
         order = torch.randperm(BATCH // IMAGES, generator=random).numpy()
@@ -152,7 +153,8 @@ def test_cross_fitted_cosines() -> None:
         values, vectors = np.linalg.eigh(cosines)
         fixed = vectors @ np.diag(np.maximum(values, 0)) @ vectors.T
         fixed = fixed / np.sqrt(np.outer(np.diag(fixed), np.diag(fixed)))
-        theta = theta - RATE * plain[on].mean() * (min_norm(fixed) / plain[on]) @ rows[on]
+        norms = scale[on] if signal else plain[on]
+        theta = theta - RATE * norms.mean() * (min_norm(fixed) / norms) @ rows[on]
     close(found, theta)
 
 

@@ -15,25 +15,10 @@ import marble_opt
 _SIGNAL_FLOOR = 0.1
 
 
-class Average:
-    """The moving average Ḡ = ρ Ḡ + (1 − ρ) G of matrices [K, K] of which a part may be missing.
+class EMAGram:
+    """The moving average Ḡ = ρ Ḡ + (1 − ρ) G goes into the QP, cosines and norms alike.
 
     An entry starts with its first value; one whose rewards are not both present keeps its own.
-    """
-
-    def __init__(self, count: int, rho: float) -> None:
-        self.rho = rho
-        self.value = torch.full((count, count), torch.nan, dtype=torch.float64)
-
-    def add(self, new: Tensor, present: Tensor) -> Tensor:
-        """``value`` [K, K] with ``new`` [K, K] taken in where ``present`` (bool [K]) holds on both sides."""
-        mixed = torch.where(self.value.isnan(), new, self.rho * self.value + (1 - self.rho) * new)
-        self.value = torch.where(present.unsqueeze(1) & present, mixed, self.value)
-        return self.value
-
-
-class EMAGram:
-    """The moving average of the Gram matrix goes into the QP, cosines and norms alike.
 
     Args:
         count: the number K of rewards.
@@ -41,15 +26,17 @@ class EMAGram:
     """
 
     def __init__(self, count: int, rho: float) -> None:
-        self.present = [True] * count
-        self._average = Average(count, rho)
+        self.rho, self.present = rho, [True] * count
+        self.gram = torch.full((count, count), torch.nan, dtype=torch.float64)
 
     def __call__(self, gram: Tensor) -> Tensor:
         """c of the present rewards from their Gram of this step."""
-        full, here = _placed(gram, self.present), torch.tensor(self.present)
-        mixed = self._average.add(full, here)[here][:, here]
-        norms = mixed.diagonal().sqrt()
-        return balanced(mixed / norms.outer(norms), norms)
+        new, here = _placed(gram, self.present), torch.tensor(self.present)
+        mixed = torch.where(self.gram.isnan(), new, self.rho * self.gram + (1 - self.rho) * new)
+        self.gram = torch.where(here.unsqueeze(1) & here, mixed, self.gram)
+        own = self.gram[here][:, here]
+        norms = own.diagonal().sqrt()
+        return balanced(own / norms.outer(norms), norms)
 
 
 class CrossFit:
@@ -67,12 +54,10 @@ class CrossFit:
     Args:
         count: the number K of rewards.
         signal: divide by s_k rather than by |g_k|.
-        rho: ρ of a moving average over steps of G and of the plain products; 0 for none.
     """
 
-    def __init__(self, count: int, signal: bool = False, rho: float = 0.0) -> None:
+    def __init__(self, count: int, signal: bool = False) -> None:
         self.count, self.signal, self.present = count, signal, [True] * (2 * count)
-        self._crossed, self._plain = Average(count, rho), Average(count, rho)
         self.share = torch.full((count,), 0.5)
         """[K]: the share of each reward's samples that lies in A."""
 
@@ -83,17 +68,14 @@ class CrossFit:
         crossed = full[: self.count, self.count :] / self.share.double().outer(1 - self.share.double())
         both, active = here.all(0), here.any(0)
         crossed = torch.where(both.unsqueeze(1) & both, (crossed + crossed.T) / 2, plain)
-        norms = plain.diagonal()[active].sqrt()
-        crossed = self._crossed.add(crossed, active)[active][:, active]
-        plain = self._plain.add(plain, active)[active][:, active]
         weights = torch.zeros(self.count, dtype=torch.float64)
-        weights[active] = self._weights(crossed, plain, norms)
+        weights[active] = self._weights(crossed[active][:, active], plain.diagonal()[active])
         return weights.repeat(2)[here.flatten()]
 
-    def _weights(self, crossed: Tensor, plain: Tensor, norms: Tensor) -> Tensor:
-        signals = torch.maximum(crossed.diagonal(), _SIGNAL_FLOOR * plain.diagonal()).sqrt()
+    def _weights(self, crossed: Tensor, energies: Tensor) -> Tensor:
+        signals = torch.maximum(crossed.diagonal(), _SIGNAL_FLOOR * energies).sqrt()
         cosines = (crossed / signals.outer(signals)).clamp(-1, 1)
-        return balanced(cosines, signals if self.signal else norms)
+        return balanced(cosines, signals if self.signal else energies.sqrt())
 
 
 def balanced(cosines: Tensor, norms: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from .rates import RATES
 from .smoothing_optimizers import CrossFitted, RewardMomentum, SmoothedGram
 
 PLAIN = "marble"
-RHO, RHO_CROSSED, BETA1 = 0.7, 0.9, 0.9
+RHO, BETA1 = 0.7, 0.9
 _MIN_NORM = "min-norm"
 
 
@@ -29,17 +29,12 @@ def _adam(beta1: float) -> Callable[[list[Tensor], float], Optimizer]:
     return lambda parameters, lr: torch.optim.AdamW(parameters, lr=lr, betas=(beta1, 0.999), weight_decay=0.0)
 
 
-def _sgd(momentum: float) -> Callable[[list[Tensor], float], Optimizer]:
-    return lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=momentum, dampening=momentum)
-
-
 BASES: dict[str, Callable[[list[Tensor], float], Optimizer]] = {
     "adamw": _adam(BETA1),
     "adam0": _adam(0.0),
-    "sgd": _sgd(0.0),
-    "sgd momentum": _sgd(BETA1),
+    "sgd": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr),
 }
-"""Without weight decay, so that drift is KL's alone. SGD's momentum is dampened: an average, as Adam's first moment."""
+"""Without weight decay, so that drift is KL's alone."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,6 @@ SMOOTHING = {
     ),
     "crossfit": Variant("cross-fitted cosines", smoothing="crossfit"),
     "crossfit norms": Variant("cross-fitted cosines and norms", {"signal": True}, smoothing="crossfit"),
-    "crossfit ema": Variant(f"cross-fitted, EMA {RHO_CROSSED}", {"rho": RHO_CROSSED}, smoothing="crossfit"),
     "metric adam": Variant("Adam's metric", {"metric": "adam"}),
     "guard": Variant("step guard", {"guard": "step"}),
     "no momentum": Variant("no smoothing, β₁ = 0", base="adam0", tuned="min-norm, adam0"),
@@ -110,7 +104,7 @@ PARTS = (
         "prior 3 general0": Variant("weight 3 on general0", {"weights": {"general0": 3.0}}),
         "prior 3 specialist0": Variant("weight 3 on specialist0", {"weights": {"specialist0": 3.0}}),
     }
-    | {f"ema {rho}": Variant(f"EMA of α, ρ = {rho}", {"ema": rho}) for rho in (0.5, 0.7, 0.9, 0.99)}
+    | {f"ema {rho}": Variant(f"EMA of α, ρ = {rho}", {"ema": rho}) for rho in (0.5, 0.9, 0.99)}
     | {f"refresh {n}": Variant(f"solved every {n} steps", {"refresh_every": n}) for n in (2, 5, 10, 50)}
     | {f"floor {floor}": Variant(f"floor {floor}", {"floor": floor}) for floor in (0.05, 0.1, 0.2)}
 )
