@@ -26,6 +26,7 @@ from .verdicts import LEGEND, mean_of, reading, sentence
 
 COMMAND = "python -m benchmarks --full digits"
 SINGLE = "single"
+_LEAST_REACH = 20.0
 
 
 def section(page: Page) -> str:
@@ -125,10 +126,12 @@ def _figure(page: Page, rows: Sequence[Row], methods: Sequence[str], tasks: Sequ
 def _zoom(ax: Axes, rows: Sequence[Row], methods: Sequence[str], metric: str) -> None:
     """Keep the axis to where most methods are; one that fails altogether becomes a mark at the edge."""
     found = {name: mean_of(rows, name, metric) for name in methods}
-    means = sorted(value.mean for value in found.values() if value.count)
-    middle, reach = median(means), 4 * (median(means[len(means) // 2 :]) - median(means)) + 10
+    means = [value.mean for value in found.values() if value.count]
+    # Three times as far from the median as three quarters of the methods are at most.
+    middle = median(means)
+    reach = max(_LEAST_REACH, 3 * sorted(abs(own - middle) for own in means)[int(0.75 * (len(means) - 1))])
     left, right = ax.get_xlim()
-    edge = max(left, middle - max(reach, 3 * (means[-1] - middle)))
+    edge = max(left, middle - reach) if min(means) < middle - reach else left
     ax.set_xlim(edge, right)
     for place, value in enumerate(found.values()):
         if value.count and value.mean < edge:

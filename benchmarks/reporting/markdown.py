@@ -19,11 +19,11 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def decimals(halves: Iterable[float]) -> int:
-    """Decimals that show the median half-width with one digit, two where the first is 1 or 2."""
+    """Decimals that show the lower quartile of half-widths with one digit, two where the first is 1 or 2."""
     known = sorted(half for half in halves if math.isfinite(half) and half > 0)
     if not known:
         return 3
-    half = known[len(known) // 2]
+    half = known[len(known) // 4]
     exponent = math.floor(math.log10(half))
     return min(6, max(0, -exponent + (half / 10**exponent < 3)))
 
