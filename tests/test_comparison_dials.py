@@ -7,7 +7,16 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from comparison import dials, flow_model
-from comparison.dials_map import best_rates, difference, enough, grid_table, task_table, values_of
+from comparison.dials_map import (
+    best_rates,
+    difference,
+    enough,
+    grid_table,
+    rates_of,
+    scale_effect,
+    task_table,
+    values_of,
+)
 from comparison.flow_world import Dials
 from comparison.rows import Row, load
 
@@ -35,7 +44,8 @@ def test_the_map_is_complete_and_its_seeds_are_not_those_of_the_tuning() -> None
     assert len(scored) >= 5
     for task, settings in dials.grid():
         own = [cell for cell in cells if cell.task == task]
-        assert {(cell.method, cell.seed) for cell in own} == {(name, seed) for name in dials.MAIN for seed in range(5)}
+        methods = dials.MAIN if settings["spread"] in (1.0, 1000.0) else ("sum",)
+        assert {(cell.method, cell.seed) for cell in own} == {(name, seed) for name in methods for seed in range(5)}
         assert all(cell.settings == settings | {"lr": dials.LR[cell.method]} for cell in own)
 
 
@@ -94,13 +104,23 @@ def test_the_cheapest_method_that_nothing_clearly_beats(
 
 def test_the_best_rate_has_the_highest_mean() -> None:
     rows = [*_rows("tuning", "sum", [0.0, 3.0], lr=1e-3), *_rows("tuning", "sum", [1.0, 1.0], lr=3e-3)]
-    rows += [*_rows("tuning", "sum", [-9.0, 3.5], lr=1e-2), *_rows("other", "sum", [9.0], lr=1e-2)]
-    assert best_rates(rows, "tuning") == {"sum": 1e-3}
+    rows += [*_rows("tuning", "sum", [-9.0, 3.5], lr=3e-4), *_rows("other", "sum", [9.0], lr=3e-4)]
+    assert best_rates(rows, ["tuning"]) == {"sum": 1e-3}
+    rows += [*_rows("other", "sum", [2.0], lr=1e-3), *_rows("other", "sum", [3.0, 3.0, 3.0], lr=3e-3)]
+    assert rates_of(rows, ["tuning", "other"]) == {"sum": {3e-4: 3.125, 1e-3: 1.75, 3e-3: 2.0}}, "tasks weigh alike"
+
+
+def test_the_scale_free_methods_are_filled_in_between_the_ends() -> None:
+    near, between = dials.grid_task(0.5, 1.0), dials.grid_task(0.5, 10.0)
+    values = values_of([*_rows(near, "sum", [1.0]), *_rows(near, "gdpo", [2.0]), *_rows(between, "sum", [0.0])])
+    assert values[between] == {"sum": {0: {"composite": 0.0}}, "gdpo": {0: {"composite": 2.0}}}
+    assert dials.grid_task(0.9, 10.0) not in values
 
 
 def test_committed_rows_chose_the_rates_and_fill_the_map() -> None:
     rows = load(RESULTS / "dials.jsonl")
-    assert best_rates(rows, "tuning") == dials.LR
+    assert best_rates(rows, dials.TUNING) == dials.LR
     values = values_of(rows)
     assert enough(values, "specialists 0, spread 1000", "composite") != "sum", "a raw sum ignores small rewards"
+    assert all(scale_effect(values, name, "composite") < 0.1 for name in ("gdpo", "equal", "marble"))
     assert grid_table(values, "worst", "marble", "gdpo").count("±") == len(dials.grid())

@@ -5,8 +5,8 @@ Runs of the flow world (flow_world.py), a few seconds each, by what differs from
 - ``tuning``: the default, three learning rates, seeds of their own, also at the longest length of the map, where a rate
   that is too high breaks. Each method's best mean composite over both lengths gives its ``LR``;
 - ``elsewhere``: the same at three corners of the map, to see whether the choice would have been another one there;
-- ``default``, each dial alone, and the share of specialists' prompts against the spread of the rewards' scales. Only the
-  raw sum runs at every spread: the others compare within a reward, so that its scale cancels.
+- ``default``, each dial alone, and the share of specialists' prompts against the spread of the rewards' scales. Only
+  the raw sum runs at every spread: the others compare within a reward, so that its scale cancels.
 
 All methods get AdamW, the same samples' budget, the same three learning rates, and nothing else is tuned.
 dials_map.py compares them.
@@ -26,7 +26,7 @@ NAME = "dials"
 TITLE = "On which kind of task does balancing win, where is GDPO enough, where does nothing matter?"
 
 RATES = (3e-4, 1e-3, 3e-3)
-# The best of RATES by the mean composite of the tuning rows of both lengths; tests/test_comparison_dials.py repeats the choice.
+# The best of RATES on the tuning rows; tests/test_comparison_dials.py repeats the choice.
 LR: dict[str, float] = {
     "sum": 1e-3,
     "gdpo": 1e-3,
@@ -37,6 +37,7 @@ LR: dict[str, float] = {
     "pcgrad": 1e-3,
     "upgrad": 1e-3,
 }
+TUNING = ("tuning", "tuning, steps 400")
 MAIN = ("sum", "gdpo", "equal", "marble")
 SPECIALISTS, SPREADS = (0.0, 0.5, 0.9, 0.98), (1.0, 10.0, 100.0, 1000.0)
 ALONE: dict[str, tuple[float, ...]] = {
@@ -74,8 +75,8 @@ def cells(length: str) -> list[Cell]:
     main += _cells(alone, MAIN, _SEEDS)
     contested = [("default", {}), *((task, dials) for task, dials in alone if task in CONTESTED)]
     return [
-        *_rates("tuning", {}, tuple(LR), _TUNING_SEEDS),
-        *_rates("tuning, steps 400", {"steps": 400}, tuple(LR), _TUNING_SEEDS[:1]),
+        *_rates(TUNING[0], {}, tuple(LR), _TUNING_SEEDS),
+        *_rates(TUNING[1], {"steps": 400}, tuple(LR), _TUNING_SEEDS[:1]),
         # Seed by seed, so that a sweep that is cut short leaves the whole map, at fewer seeds.
         *sorted(main, key=lambda cell: cell.seed),
         *_cells(contested, others, _SEEDS),
@@ -90,7 +91,12 @@ def cells(length: str) -> list[Cell]:
 def grid() -> list[tuple[str, dict[str, Any]]]:
     """The two-dimensional map: (task, dials)."""
     pairs = [(specialists, spread) for spread in SPREADS for specialists in SPECIALISTS]
-    return [(f"specialists {a:g}, spread {b:g}", {"specialists": a, "spread": b}) for a, b in pairs]
+    return [(grid_task(a, b), {"specialists": a, "spread": b}) for a, b in pairs]
+
+
+def grid_task(specialists: float, spread: float) -> str:
+    """A place of the map."""
+    return f"specialists {specialists:g}, spread {spread:g}"
 
 
 def run(cell: Cell, device: str) -> dict[str, float]:
