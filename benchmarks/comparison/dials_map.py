@@ -44,8 +44,8 @@ Values = dict[str, dict[str, dict[int, dict[str, float]]]]
 def values_of(rows: Iterable[Row]) -> Values:
     """task → method → seed → metrics, without the rows that learning rates were chosen by.
 
-    A method whose advantages do not see a reward's scale runs at the ends of the spreads only: between them it has its
-    values at spread 1 (:func:`scale_effect` tells how far the ends differ).
+    A method whose advantages do not see a reward's scale runs at spread 1, and on two seeds at the largest: elsewhere
+    it has its values at spread 1 (:func:`scale_effect` tells how far the two differ).
     """
     found: Values = {}
     for row in complete(rows):
@@ -53,9 +53,8 @@ def values_of(rows: Iterable[Row]) -> Values:
             found.setdefault(row["task"], {}).setdefault(row["method"], {})[row["seed"]] = row["values"]
     for share in SPECIALISTS:
         plain = found.get(grid_task(share, SPREADS[0]), {})
-        for spread in SPREADS[1:-1]:
-            own = found.get(grid_task(share, spread), {})
-            own |= {method: runs for method, runs in plain.items() if method not in own} if own else {}
+        for own in (found[task] for spread in SPREADS[1:] if (task := grid_task(share, spread)) in found):
+            own |= {method: runs | own.get(method, {}) for method, runs in plain.items() if method != "sum"}
     return found
 
 
@@ -109,8 +108,14 @@ def grid_table(values: Values, metric: str, method: str, against: str) -> str:
     return "\n".join(lines)
 
 
+def common_rate(rows: Iterable[Row], tasks: Sequence[str]) -> float:
+    """The rate of RATES with the best mean over the methods that ran on all ``tasks``."""
+    found = rates_of(rows, tasks).values()
+    return max(RATES, key=lambda rate: mean(rates[rate] for rates in found))
+
+
 def rates_of(rows: Iterable[Row], tasks: Sequence[str], metric: str = "composite") -> dict[str, dict[float, float]]:
-    """method → rate → ``metric``, the mean over ``tasks`` of the means over seeds."""
+    """method → rate → ``metric``, the mean over ``tasks`` of the means over seeds, where it ran on all ``tasks``."""
     found: dict[str, dict[float, dict[str, list[float]]]] = {}
     for row in complete(rows):
         if row["task"] in tasks:
@@ -119,12 +124,8 @@ def rates_of(rows: Iterable[Row], tasks: Sequence[str], metric: str = "composite
     return {
         method: {rate: mean(mean(values) for values in by_task.values()) for rate, by_task in rates.items()}
         for method, rates in found.items()
+        if all(values for by_task in rates.values() for values in by_task.values())
     }
-
-
-def best_rates(rows: Iterable[Row], tasks: Sequence[str]) -> dict[str, float]:
-    """method → its best rate on ``tasks`` together."""
-    return {method: max(rates, key=lambda rate: rates[rate]) for method, rates in rates_of(rows, tasks).items()}
 
 
 def _cell(value: float | None, best: float) -> str:
@@ -146,7 +147,7 @@ def main() -> None:
     for metric in ("conflict/gradient", "conflict/step", "drift", "diversity", "smallest scale", "seconds/step"):
         print(task_table(values, metric, MAIN), end="\n\n")
     print({method: scale_effect(values, method, "composite") for method in MAIN}, end="\n\n")
-    for tasks in (TUNING, *([f"elsewhere: {name}"] for name in CORNERS)):
+    for tasks in (TUNING[:1], TUNING[1:], *([f"elsewhere: {name}"] for name in CORNERS)):
         print(f"learning rates, {', '.join(tasks)}: {rates_of(rows, tasks)}")
 
 
