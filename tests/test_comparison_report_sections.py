@@ -36,17 +36,41 @@ def dials_rows(lead: float) -> list[dict]:
 def test_the_map_says_what_was_planted(tmp_path: Path) -> None:
     write(tmp_path, "dials", dials_rows(lead=0.4))
     text = write_report(tmp_path).read_text("utf-8")
-    verdicts = {task: cells(text, task)[6] for task in ("default", "specialists 0.9", "noise 3")}
+    verdicts = {task: cells(text, task)[-1] for task in ("default", "specialists 0.9", "noise 3")}
     assert verdicts == {"default": "GDPO is enough", "specialists 0.9": "Marble wins", "noise 3": "Marble loses"}
     assert cells(text, "specialists 0.9")[1] == "5"  # tuning rows are not among them
-    assert "the choice would have been Marble 0.01 at noise 3" in text
+    assert "Best mean composite by task: default: 0.001 for all; noise 3: 0.01 for all." in text
     assert (tmp_path / "dials.png").exists()
 
 
 def test_a_lead_within_the_noise_is_not_a_win(tmp_path: Path) -> None:
     write(tmp_path, "dials", dials_rows(lead=0.005))
     text = write_report(tmp_path).read_text("utf-8")
-    assert cells(text, "specialists 0.9")[6] == "GDPO is enough"
+    assert cells(text, "specialists 0.9")[-1] == "GDPO is enough"
+
+
+def test_runs_at_spread_1_stand_for_other_spreads(tmp_path: Path) -> None:
+    rows = []
+    for spread, methods in ((1.0, ("sum", "gdpo", "marble")), (100.0, ("sum",))):
+        for method in methods:
+            for seed in range(4):
+                value = 1.0 + 0.1 * seed + 0.01 * np.sin(3.0 * seed + len(method)) - 0.3 * np.log10(spread)
+                settings = {"lr": 1e-3, "specialists": 0.5, "spread": spread}
+                task = f"specialists 0.5, spread {spread:g}"
+                rows.append(row("dials", task, method, seed, {"composite": value}, **settings))
+    # The check: one seed of GDPO at the other spread, 0.002 away.
+    twin = next(own for own in rows if own["method"] == "gdpo" and own["seed"] == 0)
+    values = {"composite": twin["values"]["composite"] + 0.002}
+    settings = twin["settings"] | {"spread": 100.0}
+    rows.append(row("dials", "specialists 0.5, spread 100", "gdpo", 0, values, **settings))
+    write(tmp_path, "dials", rows)
+    text = write_report(tmp_path).read_text("utf-8")
+    assert "1 runs at other spreads differ from them by at most 0.002" in text
+    assert cells(text, "specialists 0.5, spread 100")[-1] == "GDPO is enough"
+    assert cells(text, "specialists 0.5, spread 1")[-1] == "open"
+    # GDPO against Marble was run once, at spread 1: the borrowed runs are not counted again.
+    assert cells(text[text.index("against each rival") :], "GDPO")[1] == "0 / 0 / 1"
+    assert cells(text[text.index("against each rival") :], "weighted sum")[1] == "1 / 0 / 1"
 
 
 def test_classic_counts_and_iterations(tmp_path: Path) -> None:

@@ -80,10 +80,14 @@ def _reading(rows: Sequence[Row], optimizer: str) -> str:
     if any(faster.values()):
         text += (
             " Iterations until the front (all of them where it was not reached), paired by start: the weighted sum "
-            f"needs fewer on {listed(faster[1]) or 'none'}, Marble on {listed(faster[-1]) or 'none'}; not told apart "
-            f"on {listed(faster[0]) or 'none'}."
+            f"needs fewer on {_named(faster[1])}, Marble on {_named(faster[-1])}; not told apart "
+            f"on {_named(faster[0])}."
         )
     return text
+
+
+def _named(problems: Sequence[str]) -> str:
+    return listed([f"*{problem}*" for problem in problems]) or "none"
 
 
 def _figure(page: Page, rows: Sequence[Row], optimizers: Sequence[str]) -> str:

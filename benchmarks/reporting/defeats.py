@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from comparison.methods import METHODS
+from comparison.methods import METHODS, SUM
 from comparison.rows import Row
 
 from .blocks import tail
@@ -25,6 +25,8 @@ from .selection import (
     reported,
     short,
 )
+from .spreads import completed
+from .spreads import own as not_borrowed
 from .tasks import split, words
 from .tiny import tiny_rows
 
@@ -92,9 +94,10 @@ def comparisons(question: str, rows: Sequence[Row]) -> Iterator[Comparison]:
     """All rivals in all tasks and metrics of a question."""
     parts = [(task, *part) for task in distinct(rows, "task") for part in split(pick(rows, task=task)).items()]
     for task, condition, own in parts:
-        ours = pick(own, method=MARBLE)
         for method in methods_of(own):
-            theirs = pick(own, method=method)
+            # Two runs that stand for others were compared already, in the task that they are of.
+            kept = own if method == SUM else not_borrowed(own)
+            ours, theirs = pick(kept, method=MARBLE), pick(kept, method=method)
             for metric in metrics_of(ours) if is_rival(question, method) else ():
                 if direction(metric) is not None:
                     advantage = difference(_goodness(theirs, metric), _goodness(ours, metric))
@@ -112,7 +115,10 @@ def is_rival(question: str, method: str) -> bool:
 
 
 def _rows(page: Page, question: str) -> list[Row]:
-    return tiny_rows(page) if question == "tiny" else reported(page.rows(question))
+    if question == "tiny":
+        return tiny_rows(page)
+    rows = reported(page.rows(question))
+    return completed(rows) if question == "dials" else rows
 
 
 def _goodness(rows: Sequence[Row], metric: str) -> dict[int, float]:

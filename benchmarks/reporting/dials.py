@@ -1,10 +1,7 @@
 """The map: on which kind of task balancing wins, from dials.jsonl."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
 
-from comparison.flow_task import Dials
 from comparison.methods import SUM
 from comparison.rows import Row
 
@@ -14,13 +11,16 @@ from .intervals import Interval
 from .markdown import decimals, table, text
 from .page import Page, absent
 from .rates import choices
-from .selection import MARBLE, distinct, label, methods_of, metrics_of, pick, reported, seeds_of
-from .tasks import OWN_SETTINGS, words
+from .selection import MARBLE, distinct, label, methods_of, metrics_of, pick, reported, seeds_of, short
+from .spreads import BASE, check, completed, dials, own
+from .tasks import words
 from .verdicts import LEGEND, against, mean_of, reading
 
 COMMAND = "python -m benchmarks --full dials"
 GDPO = "gdpo"
 PAIRS = ((GDPO, SUM), (MARBLE, SUM), (MARBLE, GDPO))
+# Unit gradients without a problem solved: what is left to min-norm itself.
+EQUAL = (MARBLE, "equal")
 SCORES = {"composite": "composite", "worst": "worst reward"}
 WINS, ABOVE, ENOUGH, LOSES, OPEN = "Marble wins", "Marble above the sum", "GDPO is enough", "Marble loses", "open"
 MEANING = {
@@ -36,12 +36,13 @@ def section(page: Page) -> str:
     """Text, the default task, the map, reading and figures."""
     head = "## On which kind of task does balancing win?\n\n"
     everything = page.rows("dials")
-    rows = reported(everything)
-    if not rows:
+    plain = reported(everything)
+    if not plain:
         return head + absent("the map", COMMAND)
+    rows = completed(plain)
     tasks = {task: pick(rows, task=task) for task in distinct(rows, "task")}
-    turned = {task: dials(own) for task, own in tasks.items()}
-    found = {task: verdicts(own) for task, own in tasks.items()}
+    turned = {task: dials(part) for task, part in tasks.items()}
+    found = {task: verdicts(part) for task, part in tasks.items()}
     intro = (
         "A small conditional flow model is post-trained by DiffusionNFT with synthetic rewards whose optima are known, "
         "so that what makes a task hard can be turned like a dial: the share of prompts that carry one specialist "
@@ -50,9 +51,9 @@ def section(page: Page) -> str:
         "their optima disagree (conflict, 0 to 1), the number of steps, a KL term. *Composite* is the mean gain over "
         "the rewards on held-out prompts, in units of the pretrained model's standard deviation; *worst* is the lowest "
         "of them; *judge* is the mean gain of measures that nobody trained on; *diversity* and *drift* are the "
-        f"samples' spread and their distance from the pretrained model's. {choices(everything)}"
+        f"samples' spread and their distance from the pretrained model's. {choices(everything)} {check(plain)}"
     )
-    default = [own for task, own in tasks.items() if not turned[task]]
+    default = [part for task, part in tasks.items() if not turned[task]]
     parts = [head + intro]
     if default:
         parts += [f"**The default task** ({words(tuple(BASE.items()))}). {LEGEND}", _scores(default[0])]
@@ -60,22 +61,14 @@ def section(page: Page) -> str:
     return "\n\n".join(parts)
 
 
-BASE = {
-    name: value for name, value in asdict(Dials()).items() if name not in (*OWN_SETTINGS, "beta", "anchor", "general")
-}
-
-
-def dials(rows: Sequence[Row]) -> dict[str, Any]:
-    """The dials of a task that are not at their default."""
-    settings = rows[0]["settings"]
-    return {name: settings[name] for name, usual in BASE.items() if settings.get(name, usual) != usual}
-
-
 def verdicts(rows: Sequence[Row]) -> dict[str, str]:
     """Score → what the paired differences between the weighted sum, GDPO and Marble say, see ``MEANING``."""
     found = {}
     for metric in SCORES:
-        gdpo, ours, ours_gdpo = (against(rows, own, other, metric).sign for own, other in PAIRS)
+        if not all(against(rows, *pair, metric).count > 1 for pair in PAIRS):
+            found[metric] = ""
+            continue
+        gdpo, ours, ours_gdpo = (against(rows, *pair, metric).sign for pair in PAIRS)
         if ours < 0 or ours_gdpo < 0:
             found[metric] = LOSES
         elif ours > 0 and ours_gdpo > 0:
@@ -96,25 +89,28 @@ def _scores(rows: Sequence[Row]) -> str:
 
 def _map(tasks: Mapping[str, list[Row]], turned: Mapping[str, Mapping], found: Mapping[str, Mapping[str, str]]) -> str:
     names = sorted(tasks, key=lambda task: (len(turned[task]), [list(BASE).index(name) for name in turned[task]]))
-    lines = [[task, str(len(seeds_of(tasks[task])))] for task in names]
-    for metric in SCORES:
-        values = [[mean_of(tasks[task], SUM, metric), *_differences(tasks[task], metric)] for task in names]
-        places = [decimals(value.half for value in column) for column in zip(*values, strict=True)]
-        for line, cells, task in zip(lines, values, names, strict=True):
-            line += [text(cells[0], places[0])]
-            line += [_bold(value, place) for value, place in zip(cells[1:], places[1:], strict=True)]
-            line += [found[task][metric]]
-    heads = [f"{label(own)} − {'sum' if other == SUM else label(other)}" for own, other in PAIRS]
-    header = ["task", "n", *(cell for name in SCORES.values() for cell in (f"{name}: sum", *heads, "verdict"))]
     legend = (
         "**The map.** One line per task; dials that are not named are at their default. Paired differences, bold where "
         "the 95 % interval excludes zero. " + "; ".join(f"*{name}*: {meaning}" for name, meaning in MEANING.items())
     )
-    return f"{legend}.\n\n{table(header, lines)}"
+    return "\n\n".join([f"{legend}.", *(_map_of(tasks, names, metric, found) for metric in SCORES)])
+
+
+def _map_of(
+    tasks: Mapping[str, list[Row]], names: Sequence[str], metric: str, found: Mapping[str, Mapping[str, str]]
+) -> str:
+    values = [[mean_of(tasks[task], SUM, metric), *_differences(tasks[task], metric)] for task in names]
+    places = [decimals(value.half for value in column) for column in zip(*values, strict=True)]
+    lines = []
+    for task, (plain, *others) in zip(names, values, strict=True):
+        cells = [_bold(value, place) for value, place in zip(others, places[1:], strict=True)]
+        lines.append([task, str(len(seeds_of(tasks[task]))), text(plain, places[0]), *cells, found[task][metric]])
+    heads = [f"{short(one)} − {'sum' if other == SUM else short(other)}" for one, other in (*PAIRS, EQUAL)]
+    return table([SCORES[metric], "n", "sum", *heads, "verdict"], lines)
 
 
 def _differences(rows: Sequence[Row], metric: str) -> list[Interval]:
-    return [against(rows, own, other, metric) for own, other in PAIRS]
+    return [against(rows, *pair, metric) for pair in (*PAIRS, EQUAL)]
 
 
 def _bold(value: Interval, places: int) -> str:
@@ -124,13 +120,17 @@ def _bold(value: Interval, places: int) -> str:
 
 def _rivals(tasks: Mapping[str, list[Row]]) -> str:
     """A line per rival: in how many tasks Marble is above it, below it, and not told apart."""
-    rows = [row for own in tasks.values() for row in own]
+    rows = [row for part in tasks.values() for row in part]
     metrics = [*SCORES, *(name for name in ("judge", "conflict/gradient", "conflict/step") if metrics_of(rows, name))]
     lines = []
     for rival in (name for name in methods_of(rows) if name.split()[0] != MARBLE):
-        signs = [[against(own, MARBLE, rival, metric) for own in tasks.values()] for metric in metrics]
-        counts = [[[v.sign for v in found if v.count > 1].count(sign) for sign in (1, -1, 0)] for found in signs]
-        lines.append([label(rival), *(" / ".join(map(str, count)) for count in counts)])
+        # Two borrowed runs were compared already, in the task that they are borrowed from.
+        known = [part if rival == SUM else own(part) for part in tasks.values()]
+        cells = []
+        for metric in metrics:
+            signs = [value.sign for part in known if (value := against(part, MARBLE, rival, metric)).count > 1]
+            cells.append(" / ".join(str(signs.count(sign)) for sign in (1, -1, 0)))
+        lines.append([label(rival), *cells])
     words = "**Marble against each rival**, tasks in which Marble is above / below / not told apart:"
     return f"{words}\n\n{table(['rival', *metrics], lines)}"
 
@@ -140,8 +140,10 @@ def _reading(found: Mapping[str, Mapping[str, str]]) -> str:
     for metric, name in SCORES.items():
         parts = []
         for verdict in MEANING:
-            where = [task for task, own in found.items() if own[metric] == verdict]
+            where = [task for task, said in found.items() if said[metric] == verdict]
             shown = f" ({'; '.join(where)})" if 0 < len(where) <= 8 else ""
             parts.append(f"*{verdict}* in {len(where)}{shown}")
-        sentences.append(f"{name.capitalize()}, {len(found)} tasks: {', '.join(parts)}.")
+        sentences.append(
+            f"{name.capitalize()}, {sum(bool(said[metric]) for said in found.values())} tasks: {', '.join(parts)}."
+        )
     return reading(sentences)

@@ -1,12 +1,12 @@
-"""Which learning rate each method took, and whether it would have taken another one elsewhere: from tuning rows."""
+"""Which learning rates the methods have, and which they would have chosen: from the map's rows of tuning."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 
 from comparison.rows import Row
 
-from .selection import TUNING, distinct, listed, methods_of, pick, short
+from .selection import TUNING, distinct, listed, methods_of, pick, reported, short
 
 _SCORE = "composite"
 
@@ -23,31 +23,24 @@ def best_rate(rows: Sequence[Row]) -> float:
 
 def choices(rows: Sequence[Row]) -> str:
     """Sentences on the learning rates, nothing if the rows hold no tuning."""
-    tuned = [task for task in distinct(rows, "task") if task.startswith(TUNING)]
+    tuned = [row for row in rows if row["task"].startswith(TUNING)]
     if not tuned:
         return ""
-    first, *others = tuned
-    own = pick(rows, task=first)
-    chosen = {method: best_rate(pick(own, method=method)) for method in methods_of(own)}
-    rates = sorted({row["settings"]["lr"] for row in own})
-    groups = [f"{rate:g} for {_names(chosen, rate)}" for rate in rates if rate in chosen.values()]
-    text = (
-        f"All methods chose from the same learning rates ({', '.join(f'{rate:g}' for rate in rates)}), on the default "
-        f"task and other seeds: {'; '.join(groups)}. These are kept on the whole map."
-    )
-    moved = []
-    for task in others:
-        part = pick(rows, task=task)
-        for method in methods_of(part):
-            rate = best_rate(pick(part, method=method))
-            if rate != chosen.get(method):
-                moved.append(f"{short(method)} {rate:g} at {task.split(': ')[-1]}")
-    if others:
-        where = listed([task.split(": ")[-1] for task in others])
-        text += f" Tried again at {where}, the choice would have been " + (listed(moved) if moved else "the same") + "."
-    return text
+    tried = ", ".join(f"{rate:g}" for rate in sorted({row["settings"]["lr"] for row in tuned}))
+    used = {row["method"]: row["settings"]["lr"] for row in reported(rows)}
+    text = f"Learning rates were chosen from {tried}, the same for every method, on other seeds"
+    text += f"; used on the map: {_grouped(used)}." if used else "."
+    found = []
+    for task in distinct(tuned, "task"):
+        own = pick(tuned, task=task)
+        best = {method: best_rate(pick(own, method=method)) for method in methods_of(own)}
+        found.append(f"{task.split(': ')[-1].replace('tuning', 'default')}: {_grouped(best)}")
+    return f"{text} Best mean composite by task: {'; '.join(found)}."
 
 
-def _names(chosen: dict[str, float], rate: float) -> str:
-    names = [short(method) for method, own in chosen.items() if own == rate]
-    return "all" if len(names) == len(chosen) else listed(names)
+def _grouped(rates: Mapping[str, float]) -> str:
+    """ "0.001 for a and b, 0.003 for c"."""
+    groups = {rate: [short(name) for name, own in rates.items() if own == rate] for rate in sorted(set(rates.values()))}
+    if len(groups) == 1:
+        return f"{next(iter(groups)):g} for all"
+    return ", ".join(f"{rate:g} for {listed(names)}" for rate, names in groups.items())
