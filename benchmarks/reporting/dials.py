@@ -26,9 +26,9 @@ WINS, ABOVE, ENOUGH, LOSES, OPEN = "Marble wins", "Marble above the sum", "GDPO 
 MEANING = {
     WINS: "above both the weighted sum and GDPO",
     LOSES: "below one of them",
-    ENOUGH: "GDPO is above the sum and Marble is not told apart from GDPO",
-    ABOVE: "above the sum, but neither GDPO's difference from the sum nor that from Marble is decided",
-    OPEN: "none of the three is told apart",
+    ENOUGH: "GDPO is above the sum, and Marble not above both",
+    ABOVE: "Marble is above the sum, and GDPO is not",
+    OPEN: "neither is above the sum",
 }
 
 
@@ -73,7 +73,7 @@ def verdicts(rows: Sequence[Row]) -> dict[str, str]:
             found[metric] = LOSES
         elif ours > 0 and ours_gdpo > 0:
             found[metric] = WINS
-        elif gdpo > 0 and not ours_gdpo:
+        elif gdpo > 0:
             found[metric] = ENOUGH
         else:
             found[metric] = ABOVE if ours > 0 else OPEN
