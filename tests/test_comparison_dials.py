@@ -8,6 +8,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from comparison import dials, flow_model
 from comparison.dials_map import (
+    common_rate,
     difference,
     enough,
     grid_table,
@@ -101,20 +102,16 @@ def test_the_cheapest_method_that_nothing_clearly_beats(
     assert f"| {expected} |" in task_table(values, "composite", ("sum", "gdpo", "marble"))
 
 
+def _at_rates(task: str, method: str, *values: float) -> list[Row]:
+    return [row for lr, value in zip(dials.RATES, values, strict=True) for row in _rows(task, method, [value], lr=lr)]
+
+
 def test_the_common_rate_is_the_best_over_methods_and_tasks() -> None:
-    rows = [
-        row
-        for rate, x in zip(dials.RATES, (0.0, 1.0, 3.0), strict=True)
-        for row in _rows("a", "sum", [x, x + 1], lr=rate)
-    ]
-    rows += [
-        row for rate, x in zip(dials.RATES, (1.0, 4.0, 3.0), strict=True) for row in _rows("a", "gdpo", [x], lr=rate)
-    ]
+    rows = [*_at_rates("a", "sum", 0.0, 1.0, 3.0), *_at_rates("a", "gdpo", 1.0, 4.0, 3.0)]
+    rows += [row | {"seed": 1} for row in _at_rates("a", "sum", 1.0, 2.0, 4.0)]
     assert rates_of(rows, ["a"])["sum"] == {3e-4: 0.5, 1e-3: 1.5, 3e-3: 3.5}
     assert common_rate(rows, ["a"]) == 3e-3
-    rows += [
-        row for rate, x in zip(dials.RATES, (0.0, 9.0, 0.0), strict=True) for row in _rows("b", "gdpo", [x], lr=rate)
-    ]
+    rows += _at_rates("b", "gdpo", 0.0, 9.0, 0.0)
     assert rates_of(rows, ["a", "b"]) == {"gdpo": {3e-4: 0.5, 1e-3: 6.5, 3e-3: 1.5}}, "tasks weigh alike"
     assert common_rate(rows, ["a", "b"]) == 1e-3
 
