@@ -1,8 +1,8 @@
 """Question: which of three learning rates suits each method, optimizer and classic problem?
 
 Run this before :mod:`.classic`, which reads its rows. All methods get the same three rates and the same two starting
-points, neither of which :mod:`.classic` starts from. Only the distance counts: a rate at which a method soon reaches the
-front and then swings along it is not worse for that.
+points, neither of which :mod:`.classic` starts from. Only the distance counts: a rate at which a method soon reaches
+the front and then swings along it is not worse for that.
 """
 
 from math import isfinite
