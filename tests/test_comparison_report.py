@@ -127,6 +127,16 @@ def test_a_method_s_own_learning_rate_does_not_split_a_task() -> None:
     ]
 
 
+def test_times_that_were_taken_once_are_told_without_an_interval(tmp_path: Path) -> None:
+    times = {"sum": 1.0, "gdpo": 3.5, "marble": 2.5}
+    timed = [row("tiny", "tiny, time", method, 0, {"seconds/step": value}) for method, value in times.items()]
+    write(tmp_path, "tiny", tiny_rows() + timed)
+    text = write_report(tmp_path).read_text("utf-8")
+    assert "Measured once each" in text
+    assert "tiny, time, seconds/step: weighted sum (by 1.50 from 2.50)." in text
+    assert cells(text[text.index("A conflict is an") :], "GDPO")[-1] == "3.50"
+
+
 def test_lower_is_better_where_it_is() -> None:
     rows = [
         row("tiny", "tiny", method, seed, {"conflict/step": value + 0.01 * seed})

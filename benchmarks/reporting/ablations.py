@@ -41,9 +41,9 @@ def section(page: Page) -> str:
     return "\n\n".join([*parts, *factors.subsection(page, rows)])
 
 
-def name_of(rows: Sequence[Row], method: str) -> str:
+def name_of(task: str, method: str) -> str:
     """What a variant is called in its task."""
-    variants: Mapping[str, Variant] = PARTS if rows[0]["task"].startswith("parts") else SMOOTHING
+    variants: Mapping[str, Variant] = PARTS if task.startswith("parts") else SMOOTHING
     return variants[method].label if method in variants else method
 
 
@@ -55,7 +55,9 @@ def _table(rows: Sequence[Row]) -> str:
     lines = []
     for method, cells in zip(methods, texts, strict=True):
         marks = [MARKS[against(rows, method, MARBLE, metric).sign] for metric in metrics]
-        lines.append([name_of(rows, method), *(cell + mark for cell, mark in zip(cells, marks, strict=True))])
+        lines.append(
+            [name_of(rows[0]["task"], method), *(cell + mark for cell, mark in zip(cells, marks, strict=True))]
+        )
     return table(["variant", *(name.replace("/", ", ") for name in metrics)], lines)
 
 
@@ -88,7 +90,7 @@ def _reading(rows: Sequence[Row], tasks: Sequence[str]) -> str:
 
 
 def _side(rows: Sequence[Row], found: Mapping[str, Interval], sign: int) -> str:
-    names = [f"*{name_of(rows, m)}* ({value.mean:+.2g})" for m, value in found.items() if value.sign == sign]
+    names = [f"*{name_of(rows[0]['task'], m)}* ({value.mean:+.2g})" for m, value in found.items() if value.sign == sign]
     return f"{'above' if sign > 0 else 'below'} plain Marble: {listed(names)}" if names else ""
 
 
@@ -117,7 +119,7 @@ def _figure(page: Page, rows: Sequence[Row], tasks: Sequence[str]) -> str:
             found = {method: against(own, method, MARBLE, metric) for method in variants}
             ax.axvline(0, color="0.5", lw=0.8)
             whiskers(ax, found, {method: _shade(value, SHOWN[metric]) for method, value in found.items()})
-            names_on_y(ax, [name_of(own, m) for m in variants] if ax is line[0] else [""] * len(variants))
+            names_on_y(ax, [name_of(task, m) for m in variants] if ax is line[0] else [""] * len(variants))
             tidy(ax, f"{task}\n{metric}" if ax is line[0] else metric)
     words = "paired difference from plain Marble ± 95 % interval; blue: better, red: worse, grey: not told apart"
     caption(figure, f"{words}; {span(seeds_of(rows))}; {conditions(rows)}")

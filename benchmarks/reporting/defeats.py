@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from comparison.methods import METHODS, SUM
 from comparison.rows import Row
 
+from .ablations import name_of
 from .blocks import tail
 from .intervals import LEVEL, Interval, difference
-from .markdown import number, table
+from .markdown import number, table, text
 from .metrics import comparable, direction
 from .page import Page
 from .selection import (
@@ -28,7 +29,7 @@ from .selection import (
 from .spreads import completed
 from .spreads import own as not_borrowed
 from .tasks import split, words
-from .tiny import tiny_rows
+from .tiny import TIMED, tiny_rows
 
 QUESTIONS = ("tiny", "dials", "ablations", "classic", "digits")
 _FAMILIES = ("gain", "judge")
@@ -64,6 +65,11 @@ class Comparison:
         family = self.metric.split("/")[0]
         return self.question, self.task, f"{family}/…" if family in _FAMILIES and "/" in self.metric else self.metric
 
+    @property
+    def rival(self) -> str:
+        """What the method is called in its question."""
+        return name_of(self.task, self.method) if self.question == "ablations" else short(self.method)
+
 
 def section(page: Page) -> str:
     """Table of defeats, with the number of comparisons and of victories that it is to be read against."""
@@ -75,7 +81,7 @@ def section(page: Page) -> str:
         return head + "No rows to compare: make those of the questions above."
     lost = [one for one in whole if one.advantage.sign > 0]
     won = sum(one.advantage.sign < 0 for one in whole)
-    text = (
+    introduction = (
         f"Every rival against plain Marble, in every task and every measure that has a better direction: {len(whole)} "
         f"comparisons, paired by seed. In {len(lost)} the rival is better and the {100 * LEVEL:.0f} % t-interval of "
         f"the difference excludes zero, in {won} Marble is, in {len(whole) - len(lost) - won} neither. If there were "
@@ -85,9 +91,9 @@ def section(page: Page) -> str:
         "Distances to a front are compared by their log₁₀."
     )
     if failed := sum(one.advantage.failed > 0 for one in found):
-        text += f" Another {failed} comparisons are left out because a run of them gave no finite number."
-    once = [one for one in found if one.advantage.count == 1 and not one.advantage.failed and one.advantage.mean > 0]
-    return "\n\n".join([head + text, _table(lost, whole) if lost else "Nothing to list.", *_once(once)])
+        introduction += f" Another {failed} comparisons are left out because a run of them gave no finite number."
+    once = [one for one in found if one.task == TIMED and one.advantage.count == 1 and one.advantage.mean > 0]
+    return "\n\n".join([head + introduction, _table(lost, whole) if lost else "Nothing to list.", *_once(once)])
 
 
 def comparisons(question: str, rows: Sequence[Row]) -> Iterator[Comparison]:
@@ -131,21 +137,21 @@ def _table(lost: Sequence[Comparison], found: Sequence[Comparison]) -> str:
     groups: dict[tuple[str, str, str], list[Comparison]] = defaultdict(list)
     for one in lost:
         groups[one.line].append(one)
-    tried = Counter((one.line, one.method) for one in found)
+    tried = Counter((one.line, one.rival) for one in found)
     lines = []
     for key, group in groups.items():
         rivals = []
-        for name, count in Counter(one.method for one in group).most_common():
-            rivals.append(short(name) + (f" ({count} of {tried[key, name]})" if tried[key, name] > 1 else ""))
+        for name, count in Counter(one.rival for one in group).most_common():
+            rivals.append(name + (f" ({count} of {tried[key, name]})" if tried[key, name] > 1 else ""))
         clearest = max(group, key=lambda one: one.advantage.mean / (one.advantage.half or one.advantage.mean))
         lines.append([*key, "; ".join(rivals), *_example(clearest)])
     return table(_HEADER, lines, left=5)
 
 
 def _example(one: Comparison) -> list[str]:
-    where = [short(one.method), *([one.condition] if one.condition else [])]
+    where = [one.rival, *([one.condition] if one.condition else [])]
     where += [tail(one.metric)] if one.line[2].endswith("…") else []
-    size = f"{number(one.advantage.mean)} ± {number(one.advantage.half)} (n = {one.advantage.count})"
+    size = f"{text(one.advantage)} (n = {one.advantage.count})"
     return [", ".join(where), size, number(one.ours)]
 
 
@@ -155,6 +161,6 @@ def _once(found: Sequence[Comparison]) -> list[str]:
         return []
     groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for one in found:
-        groups[one.line].append(f"{short(one.method)} (by {number(one.advantage.mean)} from {number(one.ours)})")
+        groups[one.line].append(f"{one.rival} (by {number(one.advantage.mean)} from {number(one.ours)})")
     parts = [f"{task}, {metric}: {', '.join(names)}" for (_, task, metric), names in groups.items()]
     return [f"Measured once each, so without an interval, and better than Marble: {'; '.join(parts)}."]

@@ -132,7 +132,8 @@ def _zoom(ax: Axes, rows: Sequence[Row], methods: Sequence[str], metric: str) ->
     reach = max(_LEAST_REACH, 3 * sorted(abs(own - middle) for own in means)[int(0.75 * (len(means) - 1))])
     left, right = ax.get_xlim()
     edge = max(left, middle - reach) if min(means) < middle - reach else left
-    ax.set_xlim(edge, right)
+    # Nobody's interval is worth a panel that shows nothing else.
+    ax.set_xlim(edge, min(right, max(0.0, *means) + 0.2 * (max(0.0, *means) - edge)))
     for place, value in enumerate(found.values()):
         if value.count and value.mean < edge:
             ax.plot(edge, -place, marker="<", color="0.3", ms=6, clip_on=False)
