@@ -18,6 +18,7 @@ from report import write_report  # noqa: E402
 
 QUESTIONS = {
     "tiny": "comparison.tiny",
+    "tiny_judges": "comparison.tiny_judges",
     "dials": "comparison.dials",
     "ablations": "comparison.ablations",
     "classic": "comparison.classic",

@@ -34,6 +34,7 @@ COMMON = {
     "optimizer.steps_per_epoch": 2,
     "rewards.composition.weight": 1.0,
 }
+SMALLER: dict[str, dict[str, Any]] = {"quick": {"rollout.prompts": 5, "rollout.images": 4}, "full": {}}
 TIMED, TIMED_EPOCHS = "tiny, time", 3
 
 _PEERS = {name: method for name, method in METHODS.items() if method.balancer}
@@ -85,19 +86,21 @@ def _stage(reward: str, epochs: int) -> dict[str, Any]:
 
 def cells(length: str) -> list[Cell]:
     """Seed after seed, so that a run that is stopped leaves whole seeds; then the specialists; then times."""
-    common = COMMON | {"epochs": EPOCHS[length], "evaluation.prompts": HELD_OUT[length]}
+    common = COMMON | {"epochs": EPOCHS[length], "evaluation.prompts": HELD_OUT[length]} | SMALLER[length]
     needs = {name: method.needs for name, method in _PEERS.items()}
     found = [Cell(NAME, BASE, -1, {"evaluation.prompts": HELD_OUT[length], "rollout.steps": COMMON["rollout.steps"]})]
     for special in (False, True):
         names = [name for name in methods() if name.startswith("specialist") == special]
         found += [Cell(NAME, name, seed, common, needs.get(name, ())) for seed in SEEDS[length] for name in names]
+    if length == "quick":
+        return found
     timed = common | {"epochs": TIMED_EPOCHS}
     return found + [Cell(TIMED, name, 0, timed, needs.get(name, ())) for name in [*_OWN, *_PEERS]]
 
 
 def images_of(cell: Cell) -> Path:
     """Where a run leaves its held-out images."""
-    length = cell.settings.get("epochs", "base")
+    length = cell.settings.get("epochs", f"base{cell.settings['evaluation.prompts']}")
     return ROOT / "runs" / "comparison" / "images" / f"{cell.method}-{cell.seed}-{length}.pt"
 
 

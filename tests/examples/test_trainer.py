@@ -17,6 +17,7 @@ from trainer.adapters import Adapters
 from trainer.config import METHODS
 from trainer.evaluation import Evaluation, composite, evaluate
 from trainer.forecast import counts_of
+from trainer.optimizer import make_balancer
 from trainer.rollout import Rollout, gdpo_advantages, roll_out, summed_advantages
 from trainer.run import Run, check_applies, check_shares
 from trainer.step_batch import StepBatch, micro_steps, training_times
@@ -34,6 +35,34 @@ def test_every_method_moves_the_trained_adapter_and_measures_all_rewards(method:
     assert all(torch.isfinite(weight).all() for weight in adapter_weights(trainer))
     assert worst_cosine(numbers) is not None
     assert worst_cosine(numbers, "step_cosine") is not None
+
+
+def test_another_balancer_is_found_by_its_import_path() -> None:
+    """MGDA of unit gradients is what Marble solves; of raw gradients it is something else."""
+    runs = {}
+    mgda = "balance.balancer=benchmarks.comparison.balancers:mgda"
+    same = "rewards.composition.weight=1"
+    for name, options in {"own": (), "mgda": (mgda,), "raw": (mgda, "balance.normalize=false")}.items():
+        trainer = small_trainer(same, *options)
+        trainer.train_epoch()
+        runs[name] = trainer.optimizer.report.coefficients
+    torch.testing.assert_close(runs["own"], runs["mgda"], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(runs["own"], runs["raw"], rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("balance.balancer=torchjd.nothing:UPGradWeighting",), "module:name of a factory"),
+        (("balance.balancer=marble_opt:Nothing",), "module:name of a factory"),
+        (("balance.balancer=marble_opt:MinNorm", "method=sum"), "replaces method marble's"),
+        (("balance.balancer=marble_opt:MinNorm", "rewards.clean.weight=3"), "the same weight"),
+        (("balance.balancer=marble_opt:MinNorm", "balance.floor=0.1"), "the same weight"),
+    ],
+)
+def test_a_balancer_that_cannot_be_used_is_refused(options: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_balancer(small_config("rewards.composition.weight=1", *options).balance.balancer)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
