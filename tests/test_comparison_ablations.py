@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from comparison import ablations
 from comparison.effects import clear_wins, paired
 from comparison.flow_world import Dials, FlowWorld, train
+from comparison.off_beat import OffBeat
 from comparison.rates import RATES, best_rates, grid
 from comparison.rows import load
 from comparison.step_judge import StepJudge, flat, heldout_rewards, true_rewards
@@ -114,6 +116,24 @@ def test_the_judge_knows_a_step_from_its_gradient(maximize: bool) -> None:
     assert found["falls/step"] == found["falls/interval"] == float(maximize)
     assert found["alignment/batch"] > 0.5
     assert found["alignment/true"] > 0.5
+
+
+def test_conflicts_between_refreshes_are_seen() -> None:
+    """Every fifth step solves, so that every fifth step has no conflict: the others do."""
+    world = _world(steps=36, conflict=1.0, lr=2e-3)
+    made = []
+
+    def optimizer(*arguments: Any) -> OffBeat:
+        made.append(OffBeat(PARTS["refresh 5"].optimizer(*arguments), world.model))
+        return made[0]
+
+    values = train(world, optimizer, "none")
+    assert values["conflict/gradient"] == 0
+    harm = made[0].meter.harm["gradient"]
+    assert len(harm) == 6
+    assert not harm[0]
+    assert not harm[5]
+    assert any(harm[1:5])
 
 
 def _row(method: str, seed: int, value: float, task: str = "t") -> dict:
