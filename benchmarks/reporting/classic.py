@@ -15,6 +15,7 @@ from .plots import canvas, caption, tidy
 from .selection import MARBLE, by_seed, distinct, label, listed, methods_of, pick, seeds_of, short
 
 COMMAND = "python -m benchmarks --full classic"
+NAMES = {"sgd": "SGD", "adam": "Adam"}
 HURT = "conflict/step/approach"
 NEAREST, FARTHEST = 1e-4, 1e1
 
@@ -37,7 +38,7 @@ def section(page: Page) -> str:
     parts = [head + words]
     for optimizer in optimizers:
         own = pick(rows, optimizer=optimizer)
-        parts += [f"**{optimizer}**", _table(own), _reading(own, optimizer)]
+        parts += [f"**{NAMES.get(optimizer, optimizer)}**", _table(own), _reading(own, optimizer)]
     if left_out := page.left_out("classic"):
         parts.append(f"Not run: {', '.join(left_out)}.")
     return "\n\n".join([*parts, _figure(page, rows, optimizers)])
@@ -72,7 +73,7 @@ def _reading(rows: Sequence[Row], optimizer: str) -> str:
         everywhere.append((sum(own == count for own, count in found), method))
     ranked = sorted(everywhere, key=lambda entry: -entry[0])
     parts = [f"{short(method)} {count}" for count, method in ranked]
-    text = f"Reading, {optimizer}. Of {len(problems)} problems, reached from every start: {', '.join(parts)}."
+    text = f"Reading, {NAMES.get(optimizer, optimizer)}. Of {len(problems)} problems, reached from every start: {', '.join(parts)}."
     faster: dict[int, list[str]] = {1: [], -1: [], 0: []}
     for problem in problems:
         ours, plain = (by_seed(pick(rows, method=name, task=problem), "iterations") for name in (MARBLE, SUM))
@@ -105,9 +106,10 @@ def _figure(page: Page, rows: Sequence[Row], optimizers: Sequence[str]) -> str:
                 ax.text(
                     x, y, number(value) if value == value else "", ha="center", va="center", fontsize=7, color=shade
                 )
-        tidy(ax, f"{optimizer}: distance to the front at the end, median over starts")
+        tidy(ax, f"{NAMES.get(optimizer, optimizer)}: distance to the front at the end, median over starts")
         ax.grid(False)
-        ax.set_xticks(range(len(problems)), problems, rotation=35, ha="right")
+        names = [problem.replace(", ", ",\n") for problem in problems]
+        ax.set_xticks(range(len(problems)), names, rotation=35, ha="right")
         ax.set_yticks(range(len(methods)), [short(method) for method in methods])
     ticks = range(round(math.log10(NEAREST)), round(math.log10(FARTHEST)) + 1)
     bar = figure.colorbar(image, ax=axes, ticks=list(ticks), pad=0.01)
