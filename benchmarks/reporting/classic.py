@@ -73,7 +73,8 @@ def _reading(rows: Sequence[Row], optimizer: str) -> str:
         everywhere.append((sum(own == count for own, count in found), method))
     ranked = sorted(everywhere, key=lambda entry: -entry[0])
     parts = [f"{short(method)} {count}" for count, method in ranked]
-    text = f"Reading, {NAMES.get(optimizer, optimizer)}. Of {len(problems)} problems, reached from every start: {', '.join(parts)}."
+    name = NAMES.get(optimizer, optimizer)
+    text = f"Reading, {name}. Of {len(problems)} problems, reached from every start: {', '.join(parts)}."
     faster: dict[int, list[str]] = {1: [], -1: [], 0: []}
     for problem in problems:
         ours, plain = (by_seed(pick(rows, method=name, task=problem), "iterations") for name in (MARBLE, SUM))
