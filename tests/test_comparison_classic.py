@@ -59,16 +59,16 @@ def test_stationarity(jacobian: Tensor, expected: float) -> None:
     assert stationarity(jacobian, torch.ones(2, dtype=torch.float64)) == pytest.approx(expected, abs=1e-7)
 
 
-def test_small_marble_steps_hurt_nothing_and_end_on_the_front_and_the_sums_at_its_minimum() -> None:
-    task = problem("20 quadratics")
-    lr = learning_rate(task, "marble", "sgd", 0.3)
+def test_marble_hurts_no_quadratic_on_its_way_and_the_sum_ends_at_its_minimum() -> None:
+    task = replace(problem("20 quadratics"), steps=25)
+    lr = learning_rate(task, "marble", "sgd", 0.4)
     own = measures(task, run_path(task, "marble", "sgd", lr, seed=7))
     assert own["conflict/step"] == 0
     assert own["reached"] == 1
     assert own["distance"] < 1e-4
     total = run_path(task, "sum", "sgd", learning_rate(task, "sum", "sgd", 0.5), seed=7)
     best = task.objectives(task.front.minimiser(torch.ones(20, dtype=torch.float64)))
-    torch.testing.assert_close(total.values[-1], best, rtol=1e-4, atol=0)
+    torch.testing.assert_close(total.values[-1], best, rtol=1e-3, atol=0)
     assert measures(task, total)["conflict/step"] > 0.2
 
 
