@@ -45,10 +45,14 @@ def mgda() -> Weighting:
 
 
 def cagrad() -> Weighting:
-    """CAGrad (Liu et al. 2021) with its paper's c = 0.4."""
+    """CAGrad (Liu et al. 2021) with its paper's c = 0.4.
+
+    TorchJD's default ``norm_eps`` returns zero weights where the weighted gradient is below 1e-4 of the root of the
+    Gram matrix's trace: among gradients of very different lengths no step is ever taken. The authors' code adds 1e-8.
+    """
     from torchjd.aggregation import CAGradWeighting
 
-    return scaled(CAGradWeighting(c=0.4))
+    return scaled(CAGradWeighting(c=0.4, norm_eps=1e-8))
 
 
 def nash() -> Weighting:
