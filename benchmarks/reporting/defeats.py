@@ -105,12 +105,20 @@ def comparisons(question: str, rows: Sequence[Row]) -> Iterator[Comparison]:
             kept = own if method == SUM else not_borrowed(own)
             ours, theirs = pick(kept, method=MARBLE), pick(kept, method=method)
             for metric in metrics_of(ours) if is_rival(question, method) else ():
-                if direction(metric) is not None:
+                if direction(metric) is not None and _measured(question, task, metric):
                     advantage = difference(_goodness(theirs, metric), _goodness(ours, metric))
                     mine = by_seed(ours, metric).values()
                     # The map has dozens of tasks: they are the conditions of one.
                     place = ("flow world", task) if question == "dials" else (task, words(condition))
                     yield Comparison(question, *place, metric, method, advantage, sum(mine) / len(mine))
+
+
+def _measured(question: str, task: str, metric: str) -> bool:
+    """Times are compared where they were measured side by side; on a front every step hurts somebody, so conflicts of
+    classic problems count before the arrival only."""
+    if metric == "seconds/step":
+        return task == TIMED
+    return (question, metric) != ("classic", "conflict/step")
 
 
 def is_rival(question: str, method: str) -> bool:
