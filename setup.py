@@ -37,7 +37,9 @@ setup(
         ],
         "bench": [
             "quadprog",
-            "pymoo",  # the hypervolume of benchmarks/slider.py
+            "pymoo",  # the hypervolume of benchmarks/slider.py; in tests ZDT's values and fronts
+            "scipy",  # distances to the front of comparison/classic_quadratics.py
+            "scikit-learn",  # the data of comparison/digits.py
             "torchjd[quadprog-projector]>=0.18",  # first with that extra, which its UPGrad and DualProj need
         ],
         "examples": [

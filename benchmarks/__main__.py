@@ -1,5 +1,6 @@
 """The comparison: what balancing gains over the weighted sum, what it costs, and why not another method.
 
+python -m benchmarks                     as --quick
 python -m benchmarks --quick             every question, short: minutes; rows and report under runs/comparison
 python -m benchmarks --full              every question at full length: hours; rows under benchmarks/results
 python -m benchmarks --full dials        one question; what has a row is not run again
@@ -21,6 +22,7 @@ QUESTIONS = {
     "tiny_judges": "comparison.tiny_judges",
     "dials": "comparison.dials",
     "ablations": "comparison.ablations",
+    "classic_tuning": "comparison.classic_tuning",
     "classic": "comparison.classic",
     "digits": "comparison.digits",
 }
@@ -32,14 +34,16 @@ def main() -> int:
     parser.add_argument(
         "questions", nargs="*", choices=[*QUESTIONS, []], help=f"of {', '.join(QUESTIONS)}; default all"
     )
-    length = parser.add_mutually_exclusive_group(required=True)
+    length = parser.add_mutually_exclusive_group()
     length.add_argument("--quick", action="store_const", const="quick", dest="length")
     length.add_argument("--full", action="store_const", const="full", dest="length")
     length.add_argument("--report", action="store_true")
+    parser.set_defaults(length="quick")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once, of one thread each")
     arguments = parser.parse_args()
-    folder = HERE.parent / "runs" / "comparison" if arguments.length == "quick" else HERE / "results"
+    short = arguments.length == "quick" and not arguments.report
+    folder = HERE.parent / "runs" / "comparison" if short else HERE / "results"
     failed = 0
     for name in [] if arguments.report else arguments.questions or QUESTIONS:
         failed += sweep(import_module(QUESTIONS[name]), arguments.length, folder, arguments.device, arguments.jobs)

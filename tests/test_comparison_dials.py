@@ -7,7 +7,16 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from comparison import dials, flow_model
-from comparison.dials_map import best_rates, difference, enough, grid_table, task_table, values_of
+from comparison.dials_map import (
+    common_rate,
+    difference,
+    enough,
+    grid_table,
+    rates_of,
+    scale_effect,
+    task_table,
+    values_of,
+)
 from comparison.flow_world import Dials
 from comparison.rows import Row, load
 
@@ -35,8 +44,9 @@ def test_the_map_is_complete_and_its_seeds_are_not_those_of_the_tuning() -> None
     assert len(scored) >= 5
     for task, settings in dials.grid():
         own = [cell for cell in cells if cell.task == task]
-        assert {(cell.method, cell.seed) for cell in own} == {(name, seed) for name in dials.MAIN for seed in range(5)}
-        assert all(cell.settings == settings | {"lr": dials.LR[cell.method]} for cell in own)
+        methods = dials.MAIN if settings["spread"] == 1 else ("sum",)
+        assert {(name, seed) for name in methods for seed in range(5)} <= {(cell.method, cell.seed) for cell in own}
+        assert all(cell.settings == settings | {"lr": dials.RATE} for cell in own)
 
 
 def test_a_run_has_the_metrics_of_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,15 +102,34 @@ def test_the_cheapest_method_that_nothing_clearly_beats(
     assert f"| {expected} |" in task_table(values, "composite", ("sum", "gdpo", "marble"))
 
 
-def test_the_best_rate_has_the_highest_mean() -> None:
-    rows = [*_rows("tuning", "sum", [0.0, 3.0], lr=1e-3), *_rows("tuning", "sum", [1.0, 1.0], lr=3e-3)]
-    rows += [*_rows("tuning", "sum", [-9.0, 3.5], lr=1e-2), *_rows("other", "sum", [9.0], lr=1e-2)]
-    assert best_rates(rows, "tuning") == {"sum": 1e-3}
+def _at_rates(task: str, method: str, *values: float) -> list[Row]:
+    return [row for lr, value in zip(dials.RATES, values, strict=True) for row in _rows(task, method, [value], lr=lr)]
+
+
+def test_the_common_rate_is_the_best_over_methods_and_tasks() -> None:
+    rows = [*_at_rates("a", "sum", 0.0, 1.0, 3.0), *_at_rates("a", "gdpo", 1.0, 4.0, 3.0)]
+    rows += [row | {"seed": 1} for row in _at_rates("a", "sum", 1.0, 2.0, 4.0)]
+    assert rates_of(rows, ["a"])["sum"] == {3e-4: 0.5, 1e-3: 1.5, 3e-3: 3.5}
+    assert common_rate(rows, ["a"]) == 3e-3
+    rows += _at_rates("b", "gdpo", 0.0, 9.0, 0.0)
+    assert rates_of(rows, ["a", "b"]) == {"gdpo": {3e-4: 0.5, 1e-3: 6.5, 3e-3: 1.5}}, "tasks weigh alike"
+    assert common_rate(rows, ["a", "b"]) == 1e-3
+
+
+def test_the_scale_free_methods_are_filled_in_between_the_ends() -> None:
+    near, far = dials.grid_task(0.5, 1.0), dials.grid_task(0.5, 1000.0)
+    rows = [*_rows(near, "sum", [1.0, 1.0]), *_rows(near, "gdpo", [2.0, 3.0])]
+    values = values_of([*rows, *_rows(far, "sum", [0.0, 0.5]), *_rows(far, "gdpo", [2.5])])
+    assert values[far]["sum"] == {0: {"composite": 0.0}, 1: {"composite": 0.5}}
+    assert values[far]["gdpo"] == {0: {"composite": 2.5}, 1: {"composite": 3.0}}
+    assert values[near]["gdpo"] == {0: {"composite": 2.0}, 1: {"composite": 3.0}}
+    assert dials.grid_task(0.5, 10.0) not in values
 
 
 def test_committed_rows_chose_the_rates_and_fill_the_map() -> None:
     rows = load(RESULTS / "dials.jsonl")
-    assert best_rates(rows, "tuning") == dials.LR
+    assert common_rate(rows, dials.TUNING) == dials.RATE
     values = values_of(rows)
     assert enough(values, "specialists 0, spread 1000", "composite") != "sum", "a raw sum ignores small rewards"
+    assert all(scale_effect(values, name, "composite") < 0.1 for name in ("gdpo", "equal", "marble"))
     assert grid_table(values, "worst", "marble", "gdpo").count("±") == len(dials.grid())

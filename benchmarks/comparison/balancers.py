@@ -45,10 +45,14 @@ def mgda() -> Weighting:
 
 
 def cagrad() -> Weighting:
-    """CAGrad (Liu et al. 2021) with its paper's c = 0.4."""
+    """CAGrad (Liu et al. 2021) with its paper's c = 0.4.
+
+    TorchJD's default ``norm_eps`` returns zero weights where the weighted gradient is below 1e-4 of the root of the
+    Gram matrix's trace: among gradients of very different lengths no step is ever taken. The authors' code adds 1e-8.
+    """
     from torchjd.aggregation import CAGradWeighting
 
-    return scaled(CAGradWeighting(c=0.4))
+    return scaled(CAGradWeighting(c=0.4, norm_eps=1e-8))
 
 
 def nash() -> Weighting:
@@ -59,10 +63,12 @@ def nash() -> Weighting:
 def nash_point(gram: Tensor) -> Tensor:
     """α > 0 [K] with G α = 1 / α: the minimum of the convex ½ αᵀ G α − Σ log α, by damped Newton steps.
 
-    A ridge of 1e-8 keeps it finite where the gradients are exactly Pareto stationary.
+    Solved on unit gradients, β = |g| α, whose problem is the same one: gradients of very different lengths then
+    cost no accuracy. A ridge of 1e-8 keeps β finite where the gradients are exactly Pareto stationary.
     """
-    gram = gram + _RIDGE * torch.eye(len(gram), dtype=gram.dtype)
-    alpha = gram.diagonal().rsqrt()
+    inverse = gram.diagonal().rsqrt()
+    gram = inverse.unsqueeze(1) * gram * inverse + _RIDGE * torch.eye(len(gram), dtype=gram.dtype)
+    alpha = torch.ones_like(inverse)
     for _ in range(_NEWTON_STEPS):
         gradient = gram @ alpha - 1 / alpha
         direction = torch.linalg.solve(gram + torch.diag(alpha.pow(-2)), gradient)
@@ -71,4 +77,4 @@ def nash_point(gram: Tensor) -> Tensor:
         alpha = alpha - direction / (1 + decrement)
         if decrement < _TOLERANCE:
             break
-    return alpha
+    return inverse * alpha

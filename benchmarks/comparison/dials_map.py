@@ -9,7 +9,7 @@ from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 
-from .dials import MAIN, NAME, RATES, SPECIALISTS, SPREADS
+from .dials import CORNERS, MAIN, NAME, RATES, SPECIALISTS, SPREADS, TUNING, grid_task
 from .rows import Row, complete, load
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -42,12 +42,26 @@ Values = dict[str, dict[str, dict[int, dict[str, float]]]]
 
 
 def values_of(rows: Iterable[Row]) -> Values:
-    """task → method → seed → metrics, without the rows that learning rates were chosen by."""
+    """task → method → seed → metrics, without the rows that learning rates were chosen by.
+
+    A method whose advantages do not see a reward's scale runs at spread 1, and on two seeds at the largest: elsewhere
+    it has its values at spread 1 (:func:`scale_effect` tells how far the two differ).
+    """
     found: Values = {}
     for row in complete(rows):
         if not row["task"].startswith(_TUNED):
             found.setdefault(row["task"], {}).setdefault(row["method"], {})[row["seed"]] = row["values"]
+    for share in SPECIALISTS:
+        plain = found.get(grid_task(share, SPREADS[0]), {})
+        for own in (found[task] for spread in SPREADS[1:] if (task := grid_task(share, spread)) in found):
+            own |= {method: runs | own.get(method, {}) for method, runs in plain.items() if method != "sum"}
     return found
+
+
+def scale_effect(values: Values, method: str, metric: str) -> float:
+    """Largest |difference| of ``metric`` between the smallest and the largest spread, over shares and seeds."""
+    ends = [(values[grid_task(share, SPREADS[0])], values[grid_task(share, SPREADS[-1])]) for share in SPECIALISTS]
+    return max(abs(a[method][seed][metric] - b[method][seed][metric]) for a, b in ends for seed in a[method])
 
 
 def difference(values: Values, task: str, method: str, against: str, metric: str) -> Difference:
@@ -88,20 +102,30 @@ def grid_table(values: Values, metric: str, method: str, against: str) -> str:
     head = " | ".join(f"specialists {share:g}" for share in SPECIALISTS)
     lines = [f"| {metric}: {method} − {against} | {head} |", "|---|" + "---|" * len(SPECIALISTS)]
     for spread in SPREADS:
-        tasks = [f"specialists {share:g}, spread {spread:g}" for share in SPECIALISTS]
+        tasks = [grid_task(share, spread) for share in SPECIALISTS]
         cells = [str(difference(values, task, method, against, metric)) for task in tasks]
         lines.append(f"| spread {spread:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def best_rates(rows: Iterable[Row], task: str, metric: str = "composite") -> dict[str, float]:
-    """method → the rate of RATES with the highest mean ``metric`` on ``task``."""
-    found: dict[str, dict[float, list[float]]] = {}
+def common_rate(rows: Iterable[Row], tasks: Sequence[str]) -> float:
+    """The rate of RATES with the best mean over the methods that ran on all ``tasks``."""
+    found = rates_of(rows, tasks).values()
+    return max(RATES, key=lambda rate: mean(rates[rate] for rates in found))
+
+
+def rates_of(rows: Iterable[Row], tasks: Sequence[str], metric: str = "composite") -> dict[str, dict[float, float]]:
+    """method → rate → ``metric``, the mean over ``tasks`` of the means over seeds, where it ran on all ``tasks``."""
+    found: dict[str, dict[float, dict[str, list[float]]]] = {}
     for row in complete(rows):
-        if row["task"] == task:
-            own = found.setdefault(row["method"], {rate: [] for rate in RATES})
-            own[row["settings"]["lr"]].append(row["values"][metric])
-    return {method: max(rates, key=lambda rate: mean(rates[rate])) for method, rates in found.items()}
+        if row["task"] in tasks:
+            own = found.setdefault(row["method"], {rate: {task: [] for task in tasks} for rate in RATES})
+            own[row["settings"]["lr"]][row["task"]].append(row["values"][metric])
+    return {
+        method: {rate: mean(mean(values) for values in by_task.values()) for rate, by_task in rates.items()}
+        for method, rates in found.items()
+        if all(values for by_task in rates.values() for values in by_task.values())
+    }
 
 
 def _cell(value: float | None, best: float) -> str:
@@ -122,8 +146,9 @@ def main() -> None:
             print(grid_table(values, metric, method, against), end="\n\n")
     for metric in ("conflict/gradient", "conflict/step", "drift", "diversity", "smallest scale", "seconds/step"):
         print(task_table(values, metric, MAIN), end="\n\n")
-    for task in dict.fromkeys(row["task"] for row in rows if row["task"].startswith(_TUNED)):
-        print(f"best learning rates, {task}: {best_rates(rows, task)}")
+    print({method: scale_effect(values, method, "composite") for method in MAIN}, end="\n\n")
+    for tasks in (TUNING[:1], TUNING[1:], *([f"elsewhere: {name}"] for name in CORNERS)):
+        print(f"learning rates, {', '.join(tasks)}: {rates_of(rows, tasks)}")
 
 
 if __name__ == "__main__":

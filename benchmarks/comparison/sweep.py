@@ -50,7 +50,7 @@ def _run(module: str, cell: Cell, device: str) -> tuple[dict, dict[str, float]]:
     return _facts(question.NAME), question.run(cell, device)
 
 
-def _facts(name: str, packages: Sequence[str] = ("torch", "diffusers", "torchjd")) -> dict:
+def _facts(name: str, packages: Sequence[str] = ("torch", "diffusers", "torchjd", "scikit-learn")) -> dict:
     known = facts(name, {}, packages)
     return {field: known[field] for field in _FACTS}
 

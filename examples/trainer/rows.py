@@ -17,7 +17,7 @@ from .config import flat
 from .run import Run
 from .table import BASE, conflict_share
 
-BENCHMARK = "main_job"
+BENCHMARK = "train"
 
 
 def write_rows(runs: list[Run], path: Path) -> Path:
