@@ -146,6 +146,17 @@ def test_the_published_recipes_first_step_is_marbles() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("specialists", [0.0, 1.0])
+def test_summed_losses_are_gdpo_where_all_rewards_apply(specialists: float) -> None:
+    # Of four images and two rewards no advantage exceeds 2 √3, so that nothing is clipped.
+    world = FlowWorld(Dials(specialists=specialists, rewards=2, images=4), 0)
+    batch = world.rollout()
+    losses = world.loss(batch, batch.advantages(), batch.counts)
+    # θ is the old policy yet: the anchors, of which there is one per loss, have no gradient.
+    own, gdpo = (_gradient(world, Mixed(world, mixing).shared(batch, losses)) for mixing in ("losses", "gdpo"))
+    assert torch.allclose(own, gdpo, rtol=1e-3, atol=1e-5 * gdpo.abs().max().item()) is (specialists == 0)
+
+
 @pytest.mark.parametrize("anchor", ["per_reward", "shared"])
 def test_a_plain_sum_is_marbles_observed_sum(anchor: str) -> None:
     dials, found = Dials(steps=6, anchor=anchor, kl=0.1), []

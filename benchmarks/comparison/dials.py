@@ -9,6 +9,9 @@ Runs of the flow world (flow_world.py), a few seconds each, by what differs from
 - ``default``, each dial alone, and the share of specialists' prompts against the spread of the rewards' scales. Only
   the raw sum runs at every spread: the others compare within a reward, so that its scale cancels (two seeds check).
 
+``losses`` adds the rewards' own losses, each a mean over the samples that it applies to, where GDPO's is one mean over
+all samples. It tells what balancing gains by gradients, and what by counting samples alone.
+
 All methods get AdamW and the same budget of samples; nothing else was tuned.
 dials_map.py compares them.
 """
@@ -29,9 +32,9 @@ TITLE = "On which kind of task does balancing win, where is GDPO enough, where d
 RATES = (3e-4, 1e-3, 3e-3)
 # The best of RATES by the mean over methods and both lengths; tests/test_comparison_dials.py repeats the choice.
 RATE = 1e-3
-ALL = ("sum", "gdpo", "equal", "published", "marble", "marble amortised", "pcgrad", "upgrad")
+ALL = ("sum", "gdpo", "equal", "published", "marble", "marble amortised", "pcgrad", "upgrad", "losses")
 TUNING = ("tuning", "tuning, steps 400")
-MAIN = ("sum", "gdpo", "equal", "marble")
+MAIN = ("sum", "gdpo", "losses", "equal", "marble")
 SPECIALISTS, SPREADS = (0.0, 0.5, 0.9, 0.98), (1.0, 10.0, 100.0, 1000.0)
 ALONE: dict[str, tuple[float, ...]] = {
     "noise": (1.0, 3.0),
@@ -47,7 +50,7 @@ CORNERS: dict[str, dict[str, Any]] = {
 # Where the other methods run as well, beside the default.
 CONTESTED = ("rewards 10", "conflict 1")
 _SEEDS, _TUNING_SEEDS = range(5), range(100, 103)
-_MIXING: dict[str, Mixing] = {"sum": "raw", "gdpo": "gdpo", "published": "published"}
+_MIXING: dict[str, Mixing] = {"sum": "raw", "gdpo": "gdpo", "losses": "losses", "published": "published"}
 _WEIGHT_DECAY = 1e-4
 
 

@@ -15,8 +15,11 @@ from .rows import Row, complete, load
 RESULTS = Path(__file__).parents[1] / "results"
 # At five seeds 4 % of the differences between equals are larger than this many standard errors (Student's t).
 CLEAR = 3.0
-# By effort: one gradient of raw rewards, of their advantages; a gradient per reward; and a problem solved on top.
-LADDER = ("sum", "gdpo", "equal", "marble")
+# By effort: one gradient, of raw rewards, advantages or losses; a gradient per reward; and a problem solved on top.
+LADDER = ("sum", "gdpo", "losses", "equal", "marble")
+REWARDED = ("composite", "worst", "judge")
+# A mean difference that matters, in the metrics' unit, the pretrained std.
+_MATTERS = 0.1
 _TUNED = ("tuning", "elsewhere")
 
 
@@ -74,26 +77,29 @@ def difference(values: Values, task: str, method: str, against: str, metric: str
 
 
 def enough(values: Values, task: str, metric: str, ladder: Sequence[str] = LADDER) -> str:
-    """The cheapest method of ``ladder``, cheapest first, that none of the dearer ones is clearly above."""
+    """The cheapest method of ``ladder``, cheapest first, that none of the dearer ones is clearly above.
+
+    With "?" where one of these is above it by 0.1 or more, and the seeds are too few to tell.
+    """
     for place, name in enumerate(ladder):
         dearer = [difference(values, task, other, name, metric) for other in ladder[place + 1 :]]
         if not any(found.clear and found.mean > 0 for found in dearer):
-            break
-    return name
+            return name + "?" * any(found.mean >= _MATTERS for found in dearer)
+    raise ValueError(f"{task}: no methods to choose from")
 
 
 def task_table(values: Values, metric: str, methods: Sequence[str]) -> str:
-    """One line per task: each method's mean over seeds, the best in bold, and what is :func:`enough`."""
-    lines = [
-        f"| {metric} | " + " | ".join(methods) + " | marble − gdpo | enough |",
-        "|---|" + "---|" * (len(methods) + 2),
-    ]
+    """One line per task: each method's mean over seeds, and for a metric of rewards what is :func:`enough`."""
+    judged = metric in REWARDED
+    head = [metric, *methods, *(["losses − gdpo", "equal − losses", "marble − equal", "enough"] if judged else [])]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for task, found in values.items():
-        means = {name: mean(run[metric] for run in found[name].values()) for name in methods if name in found}
-        best = max(means.values())
-        cells = [_cell(means.get(name), best) for name in methods]
-        paired = difference(values, task, "marble", "gdpo", metric)
-        lines.append(f"| {task} | " + " | ".join(cells) + f" | {paired} | {enough(values, task, metric)} |")
+        means = [f"{mean(run[metric] for run in found[m].values()):.3g}" if m in found else "" for m in methods]
+        if judged:
+            pairs = (("losses", "gdpo"), ("equal", "losses"), ("marble", "equal"))
+            means += [str(difference(values, task, a, b, metric)) for a, b in pairs]
+            means.append(enough(values, task, metric))
+        lines.append(f"| {task} | {' | '.join(means)} |")
     return "\n".join(lines)
 
 
@@ -128,21 +134,21 @@ def rates_of(rows: Iterable[Row], tasks: Sequence[str], metric: str = "composite
     }
 
 
-def _cell(value: float | None, best: float) -> str:
-    if value is None:
-        return ""
-    return f"**{value:.2f}**" if value == best else f"{value:.2f}"
-
-
 def main() -> None:
     """Print the tables."""
     rows = load(RESULTS / f"{NAME}.jsonl")
     values = values_of(rows)
     methods = list(dict.fromkeys(name for found in values.values() for name in found))
-    for metric in ("composite", "worst", "judge"):
+    for metric in REWARDED:
         print(task_table(values, metric, methods), end="\n\n")
     for metric in ("composite", "worst"):
-        for method, against in (("gdpo", "sum"), ("equal", "gdpo"), ("marble", "gdpo"), ("marble", "equal")):
+        for method, against in (
+            ("gdpo", "sum"),
+            ("losses", "gdpo"),
+            ("equal", "losses"),
+            ("marble", "gdpo"),
+            ("marble", "equal"),
+        ):
             print(grid_table(values, metric, method, against), end="\n\n")
     for metric in ("conflict/gradient", "conflict/step", "drift", "diversity", "smallest scale", "seconds/step"):
         print(task_table(values, metric, MAIN), end="\n\n")

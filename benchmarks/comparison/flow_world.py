@@ -10,7 +10,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from .published import PublishedMarble
 
 __all__ = ["Batch", "Dials", "FlowWorld", "OptimizerLike", "Plain", "train"]
 
-Mixing = Literal["none", "raw", "gdpo", "published"]
+Mixing = Literal["none", "raw", "gdpo", "losses", "published"]
 _CLIP, _MEASURE_EVERY = 5.0, 5
 
 
@@ -137,7 +137,8 @@ def train(world: FlowWorld, optimizer_of: OptimizerOf, mixing: Mixing) -> dict[s
     """Post-train ``world.model``; returns what :meth:`FlowWorld.held_out` measures, conflicts and time.
 
     ``mixing``: the loss that is passed as ``shared``: none, that of the advantages of the summed raw rewards, of the
-    summed advantages (GDPO), or the published recipe's. The KL term, if the task has one, is added to it.
+    summed advantages (GDPO), the sum of the rewards' own losses, or the published recipe's. The task's KL term, if it
+    has one, is added to it.
     ``conflict/gradient`` and ``conflict/step``: see conflict_meter.py; they are measured on every fifth step,
     ``seconds/step`` (median of the CPU's time for this process, rollouts included) on the others.
     """
@@ -166,8 +167,8 @@ class Mixed:
     """The shared loss of each step; see :func:`train`."""
 
     def __init__(self, world: FlowWorld, mixing: Mixing) -> None:
-        if mixing not in ("none", "raw", "gdpo", "published"):
-            raise ValueError(f"mixing must be none, raw, gdpo or published, got {mixing!r}")
+        if mixing not in get_args(Mixing):
+            raise ValueError(f"mixing must be one of {get_args(Mixing)}, got {mixing!r}")
         self.world, self.mixing = world, mixing
         self.published = PublishedMarble(len(world.names)) if mixing == "published" else None
 
@@ -191,6 +192,8 @@ class Mixed:
             return self._summed(batch, self.published.mix(batch.advantages()))
         if self.mixing == "none":
             return None
+        if self.mixing == "losses":
+            return losses.losses().sum()
         return self._summed(batch, batch.raw_advantages() if self.mixing == "raw" else batch.gdpo_advantages())
 
     def _summed(self, batch: Batch, advantages: Tensor) -> Tensor:
