@@ -25,6 +25,11 @@ def scaled(weighting: Weighting) -> Weighting:
     return weights
 
 
+def mean() -> Weighting:
+    """1 / K each: with ``normalize=False``, the mean of the losses."""
+    return lambda gram: torch.full_like(gram[0], 1 / len(gram))
+
+
 def pcgrad() -> Weighting:
     """PCGrad (Yu et al. 2020)."""
     from torchjd.aggregation import PCGradWeighting

@@ -41,6 +41,11 @@ _PEERS = {name: method for name, method in METHODS.items() if method.balancer}
 _OWN: dict[str, dict[str, Any]] = {
     "sum": {"method": "sum"},
     "gdpo": {"method": "gdpo"},
+    "losses": {
+        "method": "marble",
+        "balance.balancer": "comparison.balancers:mean",
+        "balance.normalize": False,
+    },
     "equal": {"method": "equal"},
     "published": {"method": "gdpo"},
     "marble": {"method": "marble"},

@@ -19,6 +19,7 @@ _SHORT = {
 }
 _LABELS = {
     PUBLISHED: "MARBLE as published",
+    "losses": "sum of the rewards' own losses",
     "sequential": "one reward after the other",
     BASE: "base model",
     "sum relative": "sum of relative losses",
