@@ -9,7 +9,7 @@ from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 
-from .dials import CORNERS, MAIN, NAME, RATES, SPECIALISTS, SPREADS, TUNING, grid_task
+from .dials import ALL, CORNERS, MAIN, NAME, RATES, SPECIALISTS, SPREADS, TUNING, grid_task
 from .rows import Row, complete, load
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -17,6 +17,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 CLEAR = 3.0
 # By effort: one gradient, of raw rewards, advantages or losses; a gradient per reward; and a problem solved on top.
 LADDER = ("sum", "gdpo", "losses", "equal", "marble")
+SMALLEST = "smallest scale"
 REWARDED = ("composite", "worst", "judge")
 # A mean difference that matters, in the metrics' unit, the pretrained std.
 _MATTERS = 0.1
@@ -57,8 +58,14 @@ def values_of(rows: Iterable[Row]) -> Values:
     for share in SPECIALISTS:
         plain = found.get(grid_task(share, SPREADS[0]), {})
         for own in (found[task] for spread in SPREADS[1:] if (task := grid_task(share, spread)) in found):
-            own |= {method: runs | own.get(method, {}) for method, runs in plain.items() if method != "sum"}
+            own |= {
+                method: _scale_free(runs) | own.get(method, {}) for method, runs in plain.items() if method != "sum"
+            }
     return found
+
+
+def _scale_free(runs: dict[int, dict[str, float]]) -> dict[int, dict[str, float]]:
+    return {seed: {name: x for name, x in run.items() if name != SMALLEST} for seed, run in runs.items()}
 
 
 def scale_effect(values: Values, method: str, metric: str) -> float:
@@ -138,7 +145,7 @@ def main() -> None:
     """Print the tables."""
     rows = load(RESULTS / f"{NAME}.jsonl")
     values = values_of(rows)
-    methods = list(dict.fromkeys(name for found in values.values() for name in found))
+    methods = list(dict.fromkeys([*LADDER, *ALL]))
     for metric in REWARDED:
         print(task_table(values, metric, methods), end="\n\n")
     for metric in ("composite", "worst"):
@@ -150,11 +157,14 @@ def main() -> None:
             ("marble", "equal"),
         ):
             print(grid_table(values, metric, method, against), end="\n\n")
-    for metric in ("conflict/gradient", "conflict/step", "drift", "diversity", "smallest scale", "seconds/step"):
+    for metric in ("conflict/gradient", "conflict/step", "drift", "diversity", "seconds/step"):
         print(task_table(values, metric, MAIN), end="\n\n")
+    wide = {task: values[task] for spread in SPREADS[1:] for task in (grid_task(x, spread) for x in SPECIALISTS)}
+    print(task_table(wide, SMALLEST, ("sum",)), end="\n\n")
     print({method: scale_effect(values, method, "composite") for method in MAIN}, end="\n\n")
     for tasks in (TUNING[:1], TUNING[1:], *([f"elsewhere: {name}"] for name in CORNERS)):
-        print(f"learning rates, {', '.join(tasks)}: {rates_of(rows, tasks)}")
+        for method, rates in rates_of(rows, tasks).items():
+            print(f"{tasks[0]}: {method}:", ", ".join(f"lr {rate:g} {value:.2f}" for rate, value in rates.items()))
 
 
 if __name__ == "__main__":
