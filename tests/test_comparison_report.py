@@ -18,7 +18,12 @@ from reporting.intervals import difference, interval
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("rows")
-    write(folder, "tiny", tiny_rows())
+    timed = [
+        row("tiny", "tiny, time", method, seed, {"seconds/step": value})
+        for method, found in SECONDS.items()
+        for seed, value in enumerate(found)
+    ]
+    write(folder, "tiny", tiny_rows() + timed)
     path = write_report(folder)
     assert path == folder / "REPORT.md"
     assert (folder / "tiny.png").stat().st_size > 10_000
@@ -149,7 +154,7 @@ def test_lower_is_better_where_it_is() -> None:
 def test_a_diverged_run_is_told_and_not_averaged_away(tmp_path: Path) -> None:
     values = {"sum": [1.0, 1.1, 1.2], "marble": [2.0, float("nan"), 2.2]}
     rows = [
-        row("tiny", "tiny", method, seed, {"gain/one": value, "seconds/step": 1.0})
+        row("tiny", "tiny", method, seed, {"gain/one": value, "worst": 1.0})
         for method, found in values.items()
         for seed, value in enumerate(found)
     ]

@@ -33,6 +33,13 @@ def dials_rows(lead: float) -> list[dict]:
     return rows + tuning
 
 
+def test_a_sum_that_counts_samples_takes_the_victory(tmp_path: Path) -> None:
+    rows = dials_rows(lead=0.4)
+    marble = [one for one in rows if one["method"] == "marble" and one["task"] == "specialists 0.9"]
+    write(tmp_path, "dials", rows + [one | {"method": "losses"} for one in marble])
+    assert cells(write_report(tmp_path).read_text("utf-8"), "specialists 0.9")[-1] == "counting is enough"
+
+
 def test_the_map_says_what_was_planted(tmp_path: Path) -> None:
     write(tmp_path, "dials", dials_rows(lead=0.4))
     text = write_report(tmp_path).read_text("utf-8")

@@ -21,11 +21,17 @@ GDPO = "gdpo"
 PAIRS = ((GDPO, SUM), (MARBLE, SUM), (MARBLE, GDPO))
 # Unit gradients without a problem solved: what is left to min-norm itself.
 EQUAL = (MARBLE, "equal")
+# One backward of the sum of losses, each a mean over its own samples: what is left to gradients, counting apart.
+COUNTING = (MARBLE, "losses")
+_HEADS = {SUM: "sum", "losses": "own losses"}
 SCORES = {"composite": "composite", "worst": "worst reward"}
 WINS, ABOVE, ENOUGH, LOSES, OPEN = "Marble wins", "Marble above the sum", "GDPO is enough", "Marble loses", "open"
+COUNTED = "counting is enough"
 MEANING = {
-    WINS: "above both the weighted sum and GDPO",
-    LOSES: "below one of them",
+    WINS: "above the weighted sum, GDPO and the sum of the rewards' own losses",
+    COUNTED: "above the weighted sum and GDPO, but not above the sum of the rewards' own losses, each a mean over the "
+    "samples that it applies to, which costs one backward",
+    LOSES: "below the weighted sum or GDPO",
     ENOUGH: "GDPO is above the sum, and Marble not above both",
     ABOVE: "Marble is above the sum, and GDPO is not",
     OPEN: "neither is above the sum",
@@ -62,7 +68,7 @@ def section(page: Page) -> str:
 
 
 def verdicts(rows: Sequence[Row]) -> dict[str, str]:
-    """Score → what the paired differences between the weighted sum, GDPO and Marble say, see ``MEANING``."""
+    """Score → what the paired differences between the sums, GDPO and Marble say, see ``MEANING``."""
     found = {}
     for metric in SCORES:
         if not all(against(rows, *pair, metric).count > 1 for pair in PAIRS):
@@ -72,7 +78,8 @@ def verdicts(rows: Sequence[Row]) -> dict[str, str]:
         if ours < 0 or ours_gdpo < 0:
             found[metric] = LOSES
         elif ours > 0 and ours_gdpo > 0:
-            found[metric] = WINS
+            counting = against(rows, *COUNTING, metric)
+            found[metric] = COUNTED if counting.count > 1 and counting.sign <= 0 else WINS
         elif gdpo > 0:
             found[metric] = ENOUGH
         else:
@@ -105,12 +112,12 @@ def _map_of(
     for task, (plain, *others) in zip(names, values, strict=True):
         cells = [_bold(value, place) for value, place in zip(others, places[1:], strict=True)]
         lines.append([task, str(len(seeds_of(tasks[task]))), text(plain, places[0]), *cells, found[task][metric]])
-    heads = [f"{short(one)} − {'sum' if other == SUM else short(other)}" for one, other in (*PAIRS, EQUAL)]
+    heads = [f"{short(one)} − {_HEADS.get(other, short(other))}" for one, other in (*PAIRS, EQUAL, COUNTING)]
     return table([SCORES[metric], "n", "sum", *heads, "verdict"], lines)
 
 
 def _differences(rows: Sequence[Row], metric: str) -> list[Interval]:
-    return [against(rows, *pair, metric) for pair in (*PAIRS, EQUAL)]
+    return [against(rows, *pair, metric) for pair in (*PAIRS, EQUAL, COUNTING)]
 
 
 def _bold(value: Interval, places: int) -> str:
