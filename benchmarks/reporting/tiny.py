@@ -18,6 +18,8 @@ CONFLICTS = {"conflict/gradient": "conflict, combined gradient", "conflict/step"
 TIMED = "tiny, time"
 SUMMARIES = ("composite", "worst")
 _ACROSS = 4
+# The judges ink and scene are near their maximum from the start.
+_DRAWN = ("letters", "facts", "likeness", "chroma")
 
 
 def section(page: Page) -> str:
@@ -59,7 +61,7 @@ def section(page: Page) -> str:
             score_table(rows, methods, secondary, times=pick(everything, task=TIMED) or rows),
             _reading(rows, methods, [*rewards, *judges]),
             *([f"Not run: {', '.join(left_out)}."] if (left_out := page.left_out("tiny")) else []),
-            _figure(page, rows, methods, quality),
+            _figure(page, rows, methods, [*quality, *(name for name in judges if tail(name) in _DRAWN)]),
         ]
     )
 
@@ -120,7 +122,8 @@ def _figure(page: Page, rows: Sequence[Row], methods: Sequence[str], metrics: Se
     panels = list(axes.flat)
     for ax, metric in zip(panels, metrics, strict=False):
         ax.axvline(0, color="0.6", lw=0.8)
-        panel(ax, rows, methods, metric, f"{tail(metric)}, gain")
+        judge = "judge: " if metric.startswith("judge/") else ""
+        panel(ax, rows, methods, metric, f"{judge}{tail(metric)}, gain")
     last = panels[len(metrics)]
     for metric, marker in zip(CONFLICTS, ("s", "o"), strict=True):
         found = {name: _percent(mean_of(rows, name, metric)) for name in methods}
