@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from comparison import ablations
 from comparison.cells import Cell
 from comparison.conflict_meter import ConflictMeter
-from comparison.effects import clear_wins, paired
 from comparison.flow_world import Dials, FlowWorld, train
 from comparison.off_beat import OffBeat
 from comparison.rates import RATES, best_rates, grid
@@ -152,31 +151,3 @@ def test_a_step_that_was_not_taken_is_no_conflict() -> None:
     meter.before(world.loss(batch, batch.advantages(), batch.counts).losses(), batch.counts > 0)
     meter.after()
     assert meter.harm == {"gradient": [], "step": []}
-
-
-def _row(method: str, seed: int, value: float, task: str = "t") -> dict:
-    return {"task": task, "method": method, "seed": seed, "values": {"composite": value}}
-
-
-def test_paired_differences_are_numpys() -> None:
-    own, base = np.array([1.0, 2.5, 3.0]), np.array([0.5, 2.0, 3.5])
-    rows = [_row("a", seed, value) for seed, value in enumerate(own)]
-    rows += [_row("base", seed, value) for seed, value in enumerate(base)]
-    rows += [_row("a", 9, 100.0), _row("a", 0, 100.0, "other"), {"task": "t", "method": "a", "seed": 1, "missing": "x"}]
-    found = paired(rows, "t", "composite", "base")
-    assert list(found) == ["a"]
-    assert found["a"].mean == pytest.approx((own - base).mean())
-    assert found["a"].error == pytest.approx((own - base).std(ddof=1) / 3**0.5)
-    assert found["a"].count == 3
-
-
-def test_a_clear_win_is_one_on_all_tasks() -> None:
-    rows = []
-    for task, shift in (("t", 1.0), ("u", 0.01)):
-        for seed in range(5):
-            wobble = 0.1 * (seed % 2)
-            rows.append(_row("base", seed, float(seed), task))
-            rows.append(_row("both", seed, seed + 1 + wobble, task))
-            rows.append(_row("one", seed, seed + shift + wobble - 0.05, task))
-    assert set(clear_wins(rows, ["t"], "composite", "base")) == {"both", "one"}
-    assert clear_wins(rows, ["t", "u"], "composite", "base") == ["both"]

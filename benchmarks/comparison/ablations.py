@@ -10,7 +10,7 @@ All on the flow world (flow_world.py). Tasks:
 - "factors <condition>": combination × base optimizer on contested rewards, with larger batches, a smaller learning rate
   or a KL term; measured by step_judge.py too.
 
-Differences from plain Marble are paired by seed (effects.py). There are some fifty of them: a few beyond two standard
+Differences from plain Marble are paired by seed. There are some fifty of them: a few beyond two standard
 errors are expected by chance.
 """
 

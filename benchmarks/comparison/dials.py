@@ -13,7 +13,6 @@ Runs of the flow world (flow_world.py), a few seconds each, by what differs from
 all samples. It tells what balancing gains by gradients, and what by counting samples alone.
 
 All methods get AdamW and the same budget of samples; nothing else was tuned.
-dials_map.py compares them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
