@@ -93,7 +93,9 @@ def trained(settings: Mapping[str, Any], device: str, published: bool, path: Pat
     save_images(result, path)
     keys = ("evaluation.prompts", "rollout.steps")
     start, summary = _base(tuple((key, settings[key]) for key in keys), device).summary(), result.summary()
-    scores = {name: (summary[name] - start[name]) / start[f"{name}/std"] for name in config.rewards}
+    # A reward that does not vary over the base's few images of a short run has no unit.
+    units = {name: unit for name in config.rewards if (unit := start[f"{name}/std"]) > 0}
+    scores = {name: (summary[name] - start[name]) / unit for name, unit in units.items()}
     values = {f"heldout/{name}": summary[name] for name in config.rewards}
     values |= {f"gain/{name}": summary[name] - start[name] for name in config.rewards}
     values |= {"composite": sum(scores.values()) / len(scores), "worst": min(scores.values())}
