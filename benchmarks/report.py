@@ -18,7 +18,13 @@ weighted sum and with other ways of balancing: what is gained, what it costs, wh
 
 How to read it: "±" is a 95 % t-interval over seeds. Methods are compared on the same seeds, by the interval of the
 paired difference; where that contains zero, the methods are called not told apart. Many comparisons are made, and one
-in twenty such intervals excludes zero by chance. Every sentence of reading is computed from the rows."""
+in twenty such intervals excludes zero by chance. Every sentence of reading is computed from the rows.
+
+α are the coefficients of the normalised gradients, the QP is the problem that gives them, ρ the memory of a moving
+average (EMA). *Marble amortised* solves every 10 steps with ρ = 0.7. *MARBLE as published* is the authors' release:
+solved every tenth step on each micro-batch, advantages mixed in between (`comparison/published.py` lists what differs).
+*GDPO* normalises each reward, then sums; *own losses* adds one loss per reward, each a mean over the samples that the
+reward applies to."""
 
 
 def write_report(folder: Path) -> Path:

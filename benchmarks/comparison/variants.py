@@ -90,7 +90,7 @@ SMOOTHING = {
     "metric adam": Variant("Adam's metric", {"metric": "adam"}),
     "guard": Variant("step guard", {"guard": "step"}),
     "no momentum": Variant("no smoothing, β₁ = 0", base="adam0", tuned="min-norm, adam0"),
-    "sum": Variant("mean of the rewards' losses", SUM, tuned="sum, adamw"),
+    "sum": Variant("mean of the rewards' own losses", SUM, tuned="sum, adamw"),
     "gdpo": Variant("GDPO", gdpo=True, tuned="gdpo"),
 }
 

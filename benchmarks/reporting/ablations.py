@@ -29,9 +29,10 @@ def section(page: Page) -> str:
     tasks = [task for task in distinct(rows, "task") if not task.startswith(factors.PREFIX)]
     text = (
         "Variants of Marble on the flow world of the section before: where to smooth (on the default task, and on a "
-        "*scarce* one with small batches, rare and noisy rewards), and one option changed at a time. Mean ± 95 % "
-        "t-interval over seeds; ▲ and ▼: above and below plain Marble on the same seeds (95 % interval of the paired "
-        "difference excludes 0). Learning rates were chosen on other seeds, for every variant whose steps have a size "
+        "*scarce* one with small batches, rare and noisy rewards), and one option changed at a time (*general0* is a "
+        "reward of all prompts, *specialist0* of some; *floor*: the least α). Mean ± 95 % t-interval over seeds; ▲ and "
+        "▼: above and below plain Marble on the same seeds (95 % interval of the paired difference excludes 0). "
+        "Learning rates were chosen on other seeds, for every variant whose steps have a size "
         "of their own."
     )
     parts = [head + text]

@@ -80,7 +80,8 @@ def _megabytes(cells: Cells, form: str, count: int) -> float | None:
 
 
 def _reading(cells: Cells, counts: Sequence[int]) -> str:
-    most, least = counts[-1], counts[0]
+    """Of the table's numbers: those of two rewards, where they were measured, and of the most."""
+    most, least = counts[-1], next((count for count in counts if count > 1), counts[0])
     sentences = []
     for form in ("probe 1/8", EXACT, "K-loop"):
         times = [relative(cells, form, count) for count in (least, most)]

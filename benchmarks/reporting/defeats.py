@@ -86,9 +86,9 @@ def section(page: Page) -> str:
         f"comparisons, paired by seed. In {len(lost)} the rival is better and the {100 * LEVEL:.0f} % t-interval of "
         f"the difference excludes zero, in {won} Marble is, in {len(whole) - len(lost) - won} neither. If there were "
         f"no differences at all, about {(1 - LEVEL) / 2 * len(whole):.0f} would be expected on either side. Base "
-        "models, specialists and single-task networks are references, not rivals; our own variants are not counted "
-        "either. A line names the rivals that are better in at least one comparison, and the clearest of these. "
-        "Distances to a front are compared by their log₁₀."
+        "models, specialists and single-task networks are references, not rivals; our own variants, and the factors of "
+        "*Why does a held-out reward fall*, are not counted either. A line names the rivals that are better "
+        "in at least one comparison, and the clearest of these. Distances to a front are compared by their log₁₀."
     )
     if failed := sum(one.advantage.failed > 0 for one in found):
         introduction += f" Another {failed} comparisons are left out because a run of them gave no finite number."

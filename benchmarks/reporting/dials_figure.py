@@ -14,23 +14,25 @@ from .blocks import span
 from .intervals import Interval
 from .markdown import conditions
 from .page import Page
-from .plots import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, canvas, caption, tidy
+from .plots import BLACK, BLUE, CYAN, GREEN, GREY, ORANGE, PINK, RED, SKY, canvas, caption, tidy
 from .selection import MARBLE, PUBLISHED, methods_of, seeds_of, short
 from .verdicts import against, mean_of
 
 SCORES = ("composite", "worst")
-PAIRS = (("gdpo", SUM), (MARBLE, SUM), (MARBLE, "gdpo"))
+PAIRS = (("gdpo", SUM), (MARBLE, SUM), (MARBLE, "gdpo"), (MARBLE, "losses"))
 COLOURS = {
     SUM: BLACK,
     "gdpo": ORANGE,
+    "losses": BLUE,
     MARBLE: GREEN,
     "marble amortised": SKY,
     PUBLISHED: PINK,
-    "pcgrad": BLUE,
+    "pcgrad": CYAN,
     "upgrad": RED,
     "equal": GREY,
 }
-_THICK = (SUM, "gdpo", MARBLE)
+_BRIEF = {SUM: "sum", "losses": "own losses"}
+_THICK = (SUM, "gdpo", "losses", MARBLE)
 
 Tasks = Mapping[str, list[Row]]
 Turned = Mapping[str, Mapping[str, Any]]
@@ -68,7 +70,7 @@ def _maps(page: Page, cells: Cells, names: Sequence[str], facts: str) -> str:
         sizes = [abs(value.mean) for own in found.values() for value in own.values() if value.count > 1]
         for ax, pair in zip(line, PAIRS, strict=True):
             _heat(ax, found[pair], down, across, max(sizes, default=1) or 1)
-            tidy(ax, f"{metric}: {short(pair[0])} − {short(pair[1])}")
+            tidy(ax, f"{metric}: {short(pair[0])} − {_BRIEF.get(pair[1], short(pair[1]))}")
             ax.grid(False)
         line[0].set_ylabel(names[0], fontsize=9)
     for ax in axes[-1]:

@@ -12,14 +12,14 @@ from .selection import MARBLE, PUBLISHED, SPECIALIST
 
 # Okabe and Ito's palette.
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = "black", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
-GREY = "0.55"
+GREY, CYAN = "0.55", "#66CCCC"
 CYCLE = (GREEN, BLUE, ORANGE, RED, PINK, SKY, BLACK)
 FAMILIES = {"sums": BLACK, "Marble": GREEN, "MARBLE as published": ORANGE, "other methods": BLUE, "references": GREY}
 
 
 def family(method: str) -> str:
     """A method's family, which gives its colour."""
-    if method in ("sum", "gdpo", "equal", "sum relative", "uncertainty"):
+    if method in ("sum", "gdpo", "losses", "sum relative", "uncertainty"):
         return "sums"
     if method == PUBLISHED:
         return "MARBLE as published"

@@ -22,7 +22,7 @@ _LABELS = {
     "losses": "sum of the rewards' own losses",
     "sequential": "one reward after the other",
     BASE: "base model",
-    "sum relative": "sum of relative losses",
+    "sum relative": "sum of losses, each over its first value",
     "uncertainty": "sum, uncertainty weights",
 }
 
