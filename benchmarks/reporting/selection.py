@@ -58,6 +58,7 @@ def methods_of(rows: Iterable[Row]) -> list[str]:
     order = [
         SUM,
         "gdpo",
+        "losses",
         "sum relative",
         "uncertainty",
         "equal",

@@ -65,7 +65,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return output, finish(output)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.soak), signal.SIGINT])
 def test_a_stopped_and_resumed_run_equals_an_unbroken_one(
     how: signal.Signals, unbroken: tuple[Path, str], tmp_path: Path
 ) -> None:
