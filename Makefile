@@ -17,7 +17,7 @@ demo: $(VENV)/examples
 	$(BIN)/python examples/train.py --model tiny --balance sum marble --output $(OUTPUT) --resume
 
 recipe: $(VENV)/examples
-	$(BIN)/python examples/make_sd3.py runs/tiny-sd3
+	$(BIN)/python examples/make_pipeline.py sd3 runs/tiny-sd3
 	$(BIN)/python examples/make_rewards.py runs/tiny-rewards
 	$(BIN)/python examples/train.py --config tiny_sd3 --output runs/recipe --resume
 

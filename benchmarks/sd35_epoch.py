@@ -4,10 +4,10 @@
     python benchmarks/sd35_epoch.py --size medium --device cuda --store
     python benchmarks/sd35_epoch.py --model FOLDER --device cuda     a saved pipeline, real weights for instance
 
-`--size` measures a pipeline with random weights, written once by `examples/make_sd3.py`; times and memory do not depend
-on the weights. Rewards are five statistics of the images. One epoch is encoded, rolled out (dpm2, no guidance), decoded
-and scored once; then come 20 optimizer steps of Marble with DiffusionNFT and a KL term, of which the first 5 are left
-out of the quantiles and of the slope of memory. Rows are kept with --store only.
+`--size` measures a pipeline with random weights, written once by `examples/make_pipeline.py`; times and memory do not
+depend on the weights. Rewards are five statistics of the images. One epoch is encoded, rolled out (dpm2, no guidance),
+decoded and scored once; then come 20 optimizer steps of Marble with DiffusionNFT and a KL term, of which the first 5
+are left out of the quantiles and of the slope of memory. Rows are kept with --store only.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 from measure import RESULTS, ROOT, facts, quantiles, store, versions
 from sd35_epoch_phases import PLANS, REWARDS, Epoch, Plan
 
-from make_sd3 import make
+from make_pipeline import make
 
 FILE = RESULTS / "sd35_epoch.jsonl"
 WARM_UP = 5
@@ -84,7 +84,7 @@ def main() -> None:
     if arguments.size:
         source = str(ROOT / "runs" / f"{arguments.size}-sd3")
         if not (Path(source) / "model_index.json").is_file():
-            make(Path(source), arguments.size)
+            make(Path(source), "sd3", arguments.size)
     plan = PLANS[arguments.size or "medium"]
     if arguments.resolution is not None:
         plan = replace(plan, resolution=arguments.resolution)

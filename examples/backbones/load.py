@@ -9,7 +9,11 @@ from .interface import Backbone
 from .settings import ModelSettings
 
 # The pipeline's class, as model_index.json names it: "module:class".
-BACKBONES = {"StableDiffusion3Pipeline": "backbones.sd3:SD3Backbone"}
+BACKBONES = {
+    "StableDiffusion3Pipeline": "backbones.sd3:SD3Backbone",
+    "FluxKontextPipeline": "backbones.flux_kontext:FluxKontextBackbone",
+    "LTX2Pipeline": "backbones.ltx2:LTX2Backbone",
+}
 
 
 def load_backbone(settings: ModelSettings, device: str = "cpu") -> Backbone:

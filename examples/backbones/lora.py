@@ -4,17 +4,16 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from diffusers import StableDiffusion3Pipeline
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 
 
-def save_lora(transformer: nn.Module, folder: Path, adapter: str, write: bool = True) -> None:
+def save_lora(pipeline: type, transformer: nn.Module, folder: Path, adapter: str, write: bool = True) -> None:
     """Write ``folder``/pytorch_lora_weights.safetensors: the weights of ``adapter``, its config (with α) as metadata.
 
-    ``StableDiffusion3Pipeline.load_lora_weights(folder)`` reads it. Sharded weights are gathered: then all ranks must
-    call, those that shall not write a file with ``write=False``. The file appears whole or not at all. Raises
-    ``ValueError`` for an unknown adapter.
+    ``load_lora_weights(folder)`` of ``pipeline``, a class of diffusers' pipelines, reads it. Sharded weights are
+    gathered: then all ranks must call, those that shall not write a file with ``write=False``. The file appears whole
+    or not at all. Raises ``ValueError`` for an unknown adapter.
     """
     known = getattr(transformer, "peft_config", {})
     if adapter not in known:
@@ -24,7 +23,7 @@ def save_lora(transformer: nn.Module, folder: Path, adapter: str, write: bool = 
     if write:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".") as own:
-            StableDiffusion3Pipeline.save_lora_weights(
+            pipeline.save_lora_weights(
                 own,
                 transformer_lora_layers={name: weight.detach().cpu() for name, weight in whole.items()},
                 transformer_lora_adapter_metadata=known[adapter].to_dict(),

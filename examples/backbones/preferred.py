@@ -39,11 +39,22 @@ class PreferredBackbone(Backbone):
         saved: Callable[[str], PreferenceConditioning],
     ) -> None:
         self.backbone, self.size, self.current, self.saved = backbone, size, current, saved
-        self.transformer, self.lora_targets, self.shift = backbone.transformer, backbone.lora_targets, backbone.shift
+        self.transformer, self.lora_targets = backbone.transformer, backbone.lora_targets
+        self.schedule = backbone.schedule
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
         return self.backbone.latent_shape
+
+    def latent_shape_of(self, prompt: Prompt) -> tuple[int, ...]:
+        return self.backbone.latent_shape_of(prompt)
+
+    @property
+    def tokens(self) -> int:
+        return self.backbone.tokens
+
+    def trained(self, latents: Tensor) -> Tensor:
+        return self.backbone.trained(latents)
 
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
         centre = [1 / self.size] * self.size

@@ -16,6 +16,7 @@ from .offload import visiting
 from .prompt_cache import PromptCache
 from .sd3_parts import DTYPES, encoders, fingerprint, latent_side, load_pipeline
 from .settings import ModelSettings
+from .solvers import Schedule
 
 
 class SD3Backbone(Backbone):
@@ -49,7 +50,7 @@ class SD3Backbone(Backbone):
         self.dtype = DTYPES[settings.precision]
         self.transformer = pipeline.transformer.to(device)
         self.vae = pipeline.vae.to(device)
-        self.shift = pipeline.scheduler.config.shift
+        self.schedule = Schedule(pipeline.scheduler.config.shift)
         if settings.checkpointing:
             self.transformer.enable_gradient_checkpointing()
         if not settings.offload_text_encoders:
@@ -101,7 +102,7 @@ class SD3Backbone(Backbone):
         return torch.cat(images).contiguous()
 
     def save_lora(self, folder: Path, adapter: str, write: bool = True) -> None:
-        save_lora(self.transformer, folder, adapter, write)
+        save_lora(StableDiffusion3Pipeline, self.transformer, folder, adapter, write)
 
     def _encoders_ready(self) -> AbstractContextManager:
         if not self.settings.offload_text_encoders:

@@ -47,6 +47,21 @@ TINY = {
     "t5": {"d_model": 80, "d_ff": 96, "num_layers": 2, "num_heads": 2, "d_kv": 16, "vocab_size": 512},
 }
 
+SIZES = {"tiny": (TINY, torch.float32), "medium": (MEDIUM, torch.bfloat16)}
+PIPELINE = "StableDiffusion3Pipeline"
+MODULES = {
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "text_encoder_3": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    "tokenizer_3": ["transformers", "T5TokenizerFast"],
+    "transformer": ["diffusers", "SD3Transformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+EXTRA = {"image_encoder": [None, None], "feature_extractor": [None, None]}
+
 
 def parts(spec: dict) -> dict[str, Callable[[], object]]:
     """What makes each part of :data:`MEDIUM` or :data:`TINY`; networks are made on the meta device."""

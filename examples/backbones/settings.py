@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+AUDIO = ("isolated", "frozen", "trained")
+
 
 @dataclass
 class ModelSettings:
@@ -11,7 +13,15 @@ class ModelSettings:
     weights stay fp32. ``resolution``: pixels of the square images, 0 for the model's own. ``checkpointing`` recomputes
     activations in the backward pass: less memory, one more forward. ``max_tokens`` truncates the T5 sequence.
     ``prompt_cache``: a folder for prompt embeddings, "" keeps them in memory only. ``offload_text_encoders`` keeps them
-    on the CPU except while prompts are encoded. ``decode_batch``: images decoded at once.
+    on the CPU except while prompts are encoded. ``decode_batch``: images or videos decoded at once, ``tiling`` decodes
+    them in overlapping tiles: less memory, small seams.
+
+    Flux Kontext: ``guidance``, the scale that its network is told (a guidance-distilled model; not classifier-free
+    guidance, which is ``rollout.guidance``); ``resolution`` is the side of a square with as many pixels as an image.
+
+    LTX-2: ``frames`` of a video, 1 more than a multiple of the VAE's temporal ratio (8); ``frame_rate`` per second.
+    ``audio``: "isolated" lets the video stream run without the audio, which is left out of everything; "frozen" samples
+    the audio along and lets the video hear it, outside the loss; "trained" has it in the loss too.
     """
 
     name: str = "tiny"
@@ -22,6 +32,11 @@ class ModelSettings:
     prompt_cache: str = ""
     offload_text_encoders: bool = True
     decode_batch: int = 8
+    tiling: bool = False
+    guidance: float = 2.5
+    frames: int = 25
+    frame_rate: float = 24.0
+    audio: str = "isolated"
 
     def __post_init__(self) -> None:
         if self.precision not in ("no", "bf16", "fp16"):
@@ -30,3 +45,7 @@ class ModelSettings:
             raise ValueError(f"model.resolution must be 0 or a positive multiple of 8, got {self.resolution}")
         if self.max_tokens < 1 or self.decode_batch < 1:
             raise ValueError("model.max_tokens and model.decode_batch must be at least 1")
+        if self.frames < 1 or not self.frame_rate > 0 or self.guidance < 0:
+            raise ValueError("model.frames must be at least 1, model.frame_rate positive, model.guidance at least 0")
+        if self.audio not in AUDIO:
+            raise ValueError(f"model.audio must be one of {AUDIO}, got {self.audio!r}")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from prompts.prompt import Prompt
@@ -45,4 +46,4 @@ class TinyBackbone(Backbone):
         return self.model.decode(latents).cpu()
 
     def save_lora(self, folder: Path, adapter: str, write: bool = True) -> None:
-        save_lora(self.transformer, folder, adapter, write)
+        save_lora(StableDiffusion3Pipeline, self.transformer, folder, adapter, write)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from .pictures import PICTURES, located
 from .prompt import Prompt
 
 # One line in 20 is held out.
@@ -32,9 +33,11 @@ def read_jsonl(path: Path, source: str, quoted: bool) -> list[Prompt]:
     """One JSON object per line, {"prompt": ..., "source": ..., and any metadata}; order and repetitions are kept.
 
     "source" is optional and replaces ``source``; everything else is the prompt's metadata, as GenEval's "tag",
-    "include" and "exclude" are. ``quoted``: as in :func:`read_text`, where the object has no "text".
+    "include" and "exclude" are; "image" and "mask" are pictures, their paths relative to the file's folder. ``quoted``:
+    as in :func:`read_text`, where the object has no "text".
 
-    Raises ``ValueError`` with file and line: bad JSON, no "prompt", and what :func:`read_text` raises.
+    Raises ``ValueError`` with file and line: bad JSON, no "prompt", a picture that is not there, and what
+    :func:`read_text` raises.
     """
     prompts = []
     for place, line in _lines(path):
@@ -48,6 +51,7 @@ def read_jsonl(path: Path, source: str, quoted: bool) -> list[Prompt]:
         if not isinstance(own, str) or not own:
             raise ValueError(f'{place}: "source" must be a name, got {own!r}; leave it out to use {source!r}')
         text = facts.pop("prompt").strip()
+        facts |= {name: located(facts[name], path.parent, place) for name in PICTURES if name in facts}
         if quoted and "text" not in facts:
             facts["text"] = quoted_text(text, place)
         prompts.append(Prompt(text, own, facts))

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 import marble_opt
-from backbones.interface import Backbone, Conditioning, repeat
+from backbones.interface import Backbone
 from marble_opt.losses import adaptive_strength, guided_velocity, kl_anchor
-from prompts.prompt import Prompt
 
 from . import ranks
 from .adapters import Adapters
@@ -42,7 +41,6 @@ class CenteredRewardDistillation(Algorithm):
 
     def __init__(self, config: Config, backbone: Backbone, adapters: Adapters) -> None:
         self.config, self.backbone, self.states = config, backbone, adapters
-        self.empty: Conditioning | None = None
         check_groups(config.rollout.prompts, config.optimizer.steps_per_epoch, ranks.ranks())
 
     def batches(self, rollout: Rollout, times: Tensor, epoch: int, weights: Tensor) -> list[StepBatch]:
@@ -72,17 +70,17 @@ class CenteredRewardDistillation(Algorithm):
         """The rewards' regressions; the anchor is shared, and with a method that sums, so is the sum's regression."""
         if not isinstance(micro, GroupBatch):
             raise TypeError(f"crd trains on its own micro-batches of whole prompts, got {type(micro).__name__}")
-        config, inputs = self.config, (noised.x_t, noised.t, noised.conditions)
+        config, inputs, trained = self.config, (noised.x_t, noised.t, noised.conditions), self.backbone.trained
         with self.states.using("old"):
-            old = self.backbone.velocity(*inputs)
-        reference = self._reference(noised) if wants_shared and config.crd.anchor.on else None
-        prediction = self.backbone.velocity(*inputs)
+            old = trained(self.backbone.velocity(*inputs))
+        reference = trained(self._reference(noised)) if wants_shared and config.crd.anchor.on else None
+        prediction = trained(self.backbone.velocity(*inputs))
 
         def regression(advantages: Tensor, counts: Tensor) -> marble_opt.SeparableLoss:
             return marble_opt.losses.crd(
                 prediction,
                 old,
-                noised.noise - noised.x_0,
+                trained(noised.noise - noised.x_0),
                 advantages.to(prediction),
                 micro.prompt_ids.to(prediction.device),
                 beta=config.crd.beta,
@@ -112,9 +110,7 @@ class CenteredRewardDistillation(Algorithm):
         with self.states.using(None):
             if scale == 1:
                 return self.backbone.velocity(noised.x_t, noised.t, noised.conditions)
-            if self.empty is None:
-                self.empty = self.backbone.encode([Prompt("")])
-            empty = repeat(self.empty, len(noised.t))
+            empty = self.backbone.unconditional(noised.conditions)
             both = {name: torch.cat([tensor, empty[name]]) for name, tensor in noised.conditions.items()}
             velocity = self.backbone.velocity(
                 torch.cat([noised.x_t, noised.x_t]), torch.cat([noised.t, noised.t]), both

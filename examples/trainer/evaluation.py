@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from backbones.interface import Backbone
@@ -13,6 +14,7 @@ from rewards.scorer import Scorer
 
 from . import ranks
 from .adapters import Adapters
+from .buckets import by_shape
 from .config import Config
 
 _NOISE_SEED = 7_654_321
@@ -68,13 +70,20 @@ def evaluate(
         i % len(prompts) for i in range(ranks.rank(), -(-len(prompts) // ranks.ranks()) * ranks.ranks(), ranks.ranks())
     ]
     kept: dict[int, Tensor] = {}
-    for start in range(0, len(own), settings.batch):
-        part = own[start : start + settings.batch]
-        images = _images(backbone, adapters, adapter, prompts, part, config)
-        scorer.submit(images, [prompts[i] for i in part])
-        kept |= {i: image for i, image in zip(part, images, strict=True) if i in shown}
+    buckets = by_shape(backbone, prompts, own)
+    for bucket in buckets:
+        for start in range(0, len(bucket), settings.batch):
+            part = bucket[start : start + settings.batch]
+            images = _images(backbone, adapters, adapter, prompts, part, config)
+            scorer.submit(images, [prompts[i] for i in part])
+            kept |= {i: image for i, image in zip(part, images, strict=True) if i in shown}
+    # Scored bucket by bucket; a rank's last prompts may be its first ones again.
+    order = torch.tensor([i for bucket in buckets for i in bucket]).argsort(stable=True)
+    order = order[torch.tensor(own).argsort(stable=True).argsort()]
     # Rank r holds the prompts r, r + R, ...: gathered as [K, R, n], they are in order column by column.
-    scores = ranks.gather(scorer.collect()).view(len(config.rewards), ranks.ranks(), -1).transpose(1, 2).flatten(1)
+    scores = (
+        ranks.gather(scorer.collect()[:, order]).view(len(config.rewards), ranks.ranks(), -1).transpose(1, 2).flatten(1)
+    )
     images = {index: image for part in ranks.everyone(kept) for index, image in part.items()}
     return Evaluation(tuple(config.rewards), prompts, scores[:, : len(prompts)], dict(sorted(images.items())))
 
@@ -88,7 +97,7 @@ def _images(
     config: Config,
 ) -> Tensor:
     seeds = [sample_seed(_NOISE_SEED, 0, i, 0, "evaluation") for i in part]
-    start = noise(seeds, backbone.latent_shape).to(backbone.device)
+    start = noise(seeds, backbone.latent_shape_of(prompts[part[0]])).to(backbone.device)
     conditioning = backbone.encode([prompts[i] for i in part])
     steps = config.evaluation.steps or config.rollout.steps
     options = (conditioning, start, steps, config.rollout.solver, config.rollout.guidance)

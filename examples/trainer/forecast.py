@@ -17,11 +17,14 @@ def forecast(trainer: Trainer) -> str:
     """
     config, backbone = trainer.config, trainer.backbone
     counts = counts_of(config)
-    sizes = sizes_of(backbone)
+    prompt = next(iter(trainer.train_prompts.values()))[0]
+    sizes = sizes_of(backbone, prompt)
     if trainer.sharding.sharded:
         sizes = replace(sizes, frozen_bytes=sizes.frozen_bytes // ranks.ranks())
     with trainer.adapters.using(trainer.algorithm.rollout):
-        seconds = seconds_per_forward(backbone, min(config.rollout.batch or counts.samples, counts.samples), calls=2)
+        seconds = seconds_per_forward(
+            backbone, prompt, min(config.rollout.batch or counts.samples, counts.samples), calls=2
+        )
     result = estimate(counts, sizes, prompts=config.rollout.prompts, seconds_per_forward=seconds)
     total = duration((result.seconds or 0) * (config.total_epochs - trainer.epoch))
     return (

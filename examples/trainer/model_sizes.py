@@ -12,8 +12,10 @@ from prompts.prompt import Prompt
 from .estimate import ModelSizes
 
 
-def sizes_of(backbone: Backbone) -> ModelSizes:
+def sizes_of(backbone: Backbone, prompt: Prompt) -> ModelSizes:
     """Read the sizes of ``backbone`` after its adapters were added, with one of them trainable.
+
+    ``prompt`` is one that it serves.
 
     The tokens are those of the image's patches and of the longest conditioning; activations are taken to be of the type
     that most frozen weights have.
@@ -34,17 +36,13 @@ def sizes_of(backbone: Backbone) -> ModelSizes:
         width, layers = config.num_attention_heads * config.attention_head_dim, config.num_layers
     except AttributeError as error:
         raise ValueError(f"the transformer's config does not tell its size ({error}): make a ModelSizes") from error
-    conditioning = backbone.encode([Prompt("")])
+    conditioning = backbone.encode([prompt])
     text = max((tensor.shape[1] for tensor in conditioning.values() if tensor.dim() == 3), default=0)
-    shape = backbone.latent_shape
-    patch = getattr(config, "patch_size", 1)
-    # Latents that are packed into tokens already are [tokens, channels].
-    image = shape[0] if len(shape) == 2 else (shape[-2] // patch) * (shape[-1] // patch)
     return ModelSizes(
         frozen_bytes=frozen_bytes + sum(b.numel() * b.element_size() for b in backbone.transformer.buffers()),
         lora_parameters=trained,
         adapters=sum(p.numel() for p in lora.values()) // trained,
-        tokens=image + text,
+        tokens=backbone.tokens + text,
         width=width,
         layers=layers + getattr(config, "num_single_layers", 0),
         value_bytes=itemsizes.most_common(1)[0][0],
@@ -53,7 +51,7 @@ def sizes_of(backbone: Backbone) -> ModelSizes:
 
 
 @torch.no_grad()
-def seconds_per_forward(backbone: Backbone, batch: int, calls: int = 5) -> float:
+def seconds_per_forward(backbone: Backbone, prompt: Prompt, batch: int, calls: int = 5) -> float:
     """Seconds that a forward without gradient takes per image, in batches of ``batch``: the median of ``calls``.
 
     One more call goes before, unmeasured. Raises ``ValueError`` for ``batch`` or ``calls`` < 1.
@@ -61,8 +59,11 @@ def seconds_per_forward(backbone: Backbone, batch: int, calls: int = 5) -> float
     if batch < 1 or calls < 1:
         raise ValueError(f"batch and calls must be at least 1, got {batch} and {calls}")
     device = backbone.device
-    conditioning = repeat(backbone.encode([Prompt("")]), batch)
-    x, t = torch.zeros(batch, *backbone.latent_shape, device=device), torch.full((batch,), 0.5, device=device)
+    conditioning = repeat(backbone.encode([prompt]), batch)
+    x, t = (
+        torch.zeros(batch, *backbone.latent_shape_of(prompt), device=device),
+        torch.full((batch,), 0.5, device=device),
+    )
     times = []
     for _ in range(calls + 1):
         start = time.perf_counter()

@@ -33,20 +33,21 @@ class DiffusionNFT(Algorithm):
     ) -> tuple[marble_opt.SeparableLoss, Tensor | None]:
         """The rewards' contrasts; λ_KL mean (v − v_ref)² is shared, and with a method that sums, so is the sum's."""
         config, inputs = self.config.loss, (noised.x_t, noised.t, noised.conditions)
+        trained = self.backbone.trained
         with self.states.using("old"):
-            old = self.backbone.velocity(*inputs)
+            old = trained(self.backbone.velocity(*inputs))
         reference = None
         if config.kl and wants_shared:
             with self.states.using(None):
-                reference = self.backbone.velocity(*inputs)
-        prediction = self.backbone.velocity(*inputs)
+                reference = trained(self.backbone.velocity(*inputs))
+        prediction = trained(self.backbone.velocity(*inputs))
 
         def contrast(advantages: Tensor, counts: Tensor) -> marble_opt.SeparableLoss:
             return marble_opt.losses.diffusion_nft(
                 prediction,
                 old,
-                noised.x_t,
-                noised.x_0,
+                trained(noised.x_t),
+                trained(noised.x_0),
                 noised.t,
                 advantages.to(prediction),
                 beta=config.beta,

@@ -14,6 +14,7 @@ from rewards.scorer import Scorer
 
 from . import ranks
 from .adapters import Adapters
+from .buckets import Bucket, by_shape
 from .config import Config
 
 
@@ -21,15 +22,13 @@ from .config import Config
 class Rollout:
     """n samples of this rank, and what all N samples of the epoch scored.
 
-    ``samples``: (prompt, image) of each own sample; ``x_0`` [n, ...] their clean latents; ``conditioning`` of the
-    epoch's prompts that this rank uses, ``place`` [n] where each sample's is. ``scores`` [K, N] (NaN: does not
-    apply), ``prompt_ids`` [N] and ``image_ids`` [N] are those of all ranks; the own samples are ``mine``.
+    ``samples``: (prompt, image) of each own sample; ``buckets`` hold their clean latents and conditionings. ``scores``
+    [K, N] (NaN: does not apply), ``prompt_ids`` [N] and ``image_ids`` [N] are those of all ranks; the own samples are
+    ``mine``.
     """
 
     samples: list[tuple[int, int]]
-    x_0: Tensor
-    conditioning: Conditioning
-    place: Tensor
+    buckets: list[Bucket]
     scores: Tensor
     prompt_ids: Tensor
     image_ids: Tensor
@@ -44,9 +43,10 @@ class Rollout:
         """A seed for one own sample: the same whichever rank has it."""
         return sample_seed(seed, epoch, *self.samples[int(index)], purpose)
 
-    def conditions(self, index: Tensor) -> Conditioning:
-        """The conditioning of the own samples at ``index``."""
-        return select(self.conditioning, self.place[index].to(self.x_0.device))
+    def take(self, index: Tensor) -> tuple[Tensor, Conditioning]:
+        """Clean latents and conditioning of the own samples at ``index``, which are of one bucket."""
+        [bucket] = [each for each in self.buckets if torch.isin(index[:1], each.members).all()]
+        return bucket.take(index)
 
 
 def roll_out(
@@ -61,29 +61,32 @@ def roll_out(
     """Sample this rank's share of ``prompts`` × ``rollout.images`` with ``adapter``; score it meanwhile."""
     settings = config.rollout
     samples = rank_slice(len(prompts), settings.images, ranks.rank(), ranks.ranks())
-    used = sorted({prompt for prompt, _ in samples})
-    conditioning = backbone.encode([prompts[prompt] for prompt in used])
-    place = torch.tensor([used.index(prompt) for prompt, _ in samples])
-    latents = []
-    for start in range(0, len(samples), settings.batch or len(samples)):
-        part = samples[start : start + (settings.batch or len(samples))]
-        seeds = [sample_seed(config.seed, epoch, *sample, "rollout") for sample in part]
-        start_noise = noise(seeds, backbone.latent_shape).to(backbone.device)
-        index = place[start : start + len(part)].to(backbone.device)
-        with adapters.using(adapter):
-            x_0 = backbone.sample(
-                select(conditioning, index), start_noise, settings.steps, settings.solver, settings.guidance
-            )
-        scorer.submit(backbone.decode(x_0), [prompts[prompt] for prompt, _ in part])
-        latents.append(x_0)
-    scores = ranks.gather(scorer.collect())
+    buckets = []
+    for used in by_shape(backbone, prompts, sorted({prompt for prompt, _ in samples})):
+        members = torch.tensor([i for i, (prompt, _) in enumerate(samples) if prompt in used])
+        conditioning = backbone.encode([prompts[prompt] for prompt in used])
+        place = torch.tensor([used.index(samples[i][0]) for i in members])
+        latents = []
+        for own, index in zip(*(each.split(settings.batch or len(each)) for each in (members, place)), strict=True):
+            part = [samples[i] for i in own]
+            seeds = [sample_seed(config.seed, epoch, *sample, "rollout") for sample in part]
+            start = noise(seeds, backbone.latent_shape_of(prompts[used[0]])).to(backbone.device)
+            conditions = select(conditioning, index.to(backbone.device))
+            with adapters.using(adapter):
+                x_0 = backbone.sample(conditions, start, settings.steps, settings.solver, settings.guidance)
+            scorer.submit(backbone.decode(x_0), [prompts[prompt] for prompt, _ in part])
+            latents.append(x_0)
+        buckets.append(Bucket(members, torch.cat(latents), conditioning, place))
+    # Scored bucket by bucket.
+    order = torch.cat([bucket.members for bucket in buckets]).argsort()
+    scores = ranks.gather(scorer.collect()[:, order])
     everyone = [
         sample for r in range(ranks.ranks()) for sample in rank_slice(len(prompts), settings.images, r, ranks.ranks())
     ]
     prompt_ids, image_ids = torch.tensor(everyone).unbind(1)
     first = ranks.rank() * len(samples)
     mine = slice(first, first + len(samples))
-    return Rollout(samples, torch.cat(latents), conditioning, place, scores, prompt_ids, image_ids, mine)
+    return Rollout(samples, buckets, scores, prompt_ids, image_ids, mine)
 
 
 def advantages(rollout: Rollout, std: str = "group") -> Tensor:

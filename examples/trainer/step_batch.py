@@ -61,7 +61,7 @@ class StepBatch:
         batches = []
         # Times outside, samples inside: any first share of the micro-steps is a fair sample, which ``probe`` needs.
         for number, row in enumerate(times):
-            for places in torch.arange(len(own)).split(micro_batch_of(config) or len(own)):
+            for places in _micro_batches(rollout, own, micro_batch_of(config)):
                 index = own[places]
                 seeds = [rollout.seed(i, epoch, config.seed, f"noise {number}") for i in index]
                 column = index + rollout.mine.start
@@ -72,6 +72,12 @@ class StepBatch:
                 )
         samples = int(takes.sum()) * len(times)
         return cls(batches, (~values[:, takes].isnan()).sum(1) * len(times), samples)
+
+
+def _micro_batches(rollout: Rollout, own: Tensor, size: int) -> list[Tensor]:
+    """Places in ``own`` [n], at most ``size`` at a time (0: all), each part within one bucket."""
+    parts = [torch.isin(own, bucket.members).nonzero().squeeze(1) for bucket in rollout.buckets]
+    return [places for part in parts if len(part) for places in part.split(size or len(part))]
 
 
 def training_times(times: Tensor, count: int, seeds: list[int]) -> Tensor:

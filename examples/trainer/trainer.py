@@ -14,6 +14,7 @@ from rewards.scorer import Scorer
 from . import ranks
 from .adapters import average_decay
 from .algorithm import Noised, make_algorithm
+from .buckets import check_shapes
 from .config import Config
 from .evaluation import Evaluation, composite, evaluate
 from .optimizer import make_optimizer
@@ -37,6 +38,13 @@ class Trainer:
         self.config, self.backbone, self.scorer = config, backbone, scorer
         self.train_prompts = {name: load_prompts(name, source, False) for name, source in config.sources.items()}
         self.test_prompts = {name: load_prompts(name, source, True) for name, source in config.sources.items()}
+        every = [
+            prompt
+            for prompts in (self.train_prompts, self.test_prompts)
+            for part in prompts.values()
+            for prompt in part
+        ]
+        check_shapes(backbone, every, config.parallel == "fsdp2" and ranks.ranks() > 1, config.balance.probe)
         self.weights = torch.tensor([settings.weight for settings in config.rewards.values()])
         self.algorithm, self.adapters = make_algorithm(config, backbone)
         self.backbone = self.algorithm.backbone
@@ -97,11 +105,11 @@ class Trainer:
 
     def _micro_step(self, rollout: Rollout, micro: MicroBatch, batch: StepBatch) -> None:
         """Accumulate the gradients of one micro-batch: a loss per reward, and a shared one that no reward owns."""
-        x_0 = rollout.x_0[micro.index]
-        epsilon, t = noise(micro.seeds, self.backbone.latent_shape).to(x_0), micro.t.to(x_0)
+        x_0, conditions = rollout.take(micro.index)
+        epsilon, t = noise(micro.seeds, x_0.shape[1:]).to(x_0), micro.t.to(x_0)
         time = t.view(-1, *[1] * (x_0.dim() - 1))
         x_t = (1 - time) * x_0 + time * epsilon
-        noised = Noised(x_0, x_t, epsilon, t, rollout.conditions(micro.index))
+        noised = Noised(x_0, x_t, epsilon, t, conditions)
         losses, shared = self.algorithm.loss(noised, micro, batch, self.optimizer.wants_shared)
         self.optimizer.backward(losses, shared=shared, scaler=self.scaler)
 

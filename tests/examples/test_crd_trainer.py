@@ -125,10 +125,10 @@ def direct_losses(trainer: Trainer, mixed: bool) -> tuple[Tensor, Tensor]:
         ids.append(micro.prompt_ids + 100 * number)
         scores.append(micro.scores)
         seeds += micro.seeds
-    x_0, time = rollout.x_0[torch.cat(index)], torch.cat(t)
+    x_0, time = rollout.take(torch.cat(index))[0], torch.cat(t)
     epsilon = noise(seeds, backbone.latent_shape)
     x_t = (1 - time.view(-1, 1, 1, 1)) * x_0 + time.view(-1, 1, 1, 1) * epsilon
-    conditions = rollout.conditions(torch.cat(index))
+    conditions = rollout.take(torch.cat(index))[1]
     empty = {
         name: tensor.expand(len(time), *tensor.shape[1:]) for name, tensor in backbone.encode([Prompt("")]).items()
     }

@@ -7,6 +7,7 @@ from torch import nn
 import marble_opt
 from backbones.settings import ModelSettings
 from backbones.tiny import TinyBackbone
+from prompts.prompt import Prompt
 from trainer.adapters import Adapters
 from trainer.estimate import KEPT, ModelSizes, RunCounts, duration, estimate
 from trainer.model_sizes import seconds_per_forward, sizes_of
@@ -173,7 +174,7 @@ def kept_bytes(backbone: TinyBackbone, batch: int) -> int:
 
 
 def test_sizes_of_the_tiny_model(backbone: TinyBackbone) -> None:
-    sizes = sizes_of(backbone)
+    sizes = sizes_of(backbone, Prompt(""))
     assert (sizes.adapters, sizes.tokens, sizes.width, sizes.layers) == (3, 64 + 10, 128, 4)
     assert sizes.lora_parameters == sum(p.numel() for p in backbone.transformer.parameters() if p.requires_grad)
     assert 2.2e6 < sizes.frozen_bytes / sizes.value_bytes < 2.4e6
@@ -182,7 +183,9 @@ def test_sizes_of_the_tiny_model(backbone: TinyBackbone) -> None:
 
 def test_activations_are_near_those_that_a_forward_keeps(backbone: TinyBackbone) -> None:
     counts = RunCounts(samples=6, sampler_steps=1, timesteps=1, micro_batch=6)
-    [rough] = [size for name, size, _ in estimate(counts, sizes_of(backbone)).memory if name == "activations"]
+    [rough] = [
+        size for name, size, _ in estimate(counts, sizes_of(backbone, Prompt(""))).memory if name == "activations"
+    ]
     assert 0.8 < rough / kept_bytes(backbone, 6) < 1.25
 
 
@@ -190,13 +193,13 @@ def test_a_forward_is_timed_without_gradient(backbone: TinyBackbone, monkeypatch
     graphs = []
     velocity = backbone.velocity
     monkeypatch.setattr(backbone, "velocity", lambda *args: graphs.append(velocity(*args).requires_grad))
-    assert 0 < seconds_per_forward(backbone, 2, calls=3) < 10
+    assert 0 < seconds_per_forward(backbone, Prompt(""), 2, calls=3) < 10
     assert graphs == [False] * 4
 
 
 def test_a_model_without_adapters_is_refused() -> None:
     with pytest.raises(ValueError, match="no trainable LoRA weights: add the adapters first"):
-        sizes_of(TinyBackbone.from_pretrained(ModelSettings()))
+        sizes_of(TinyBackbone.from_pretrained(ModelSettings()), Prompt(""))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
+import make_pipeline
 import make_rewards
-import make_sd3
 from backbones.load import load_backbone
 from rewards.open_clip_weights import load_open_clip
 from trainer import checkpoint
@@ -27,7 +27,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the preset's relative paths lead to a pipeline and to reward models."""
     folder = tmp_path_factory.mktemp("recipe")
-    make_sd3.make(folder / "runs" / "tiny-sd3")
+    make_pipeline.make(folder / "runs" / "tiny-sd3")
     make_rewards.make(folder / "runs" / "tiny-rewards")
     return folder
 

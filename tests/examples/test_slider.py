@@ -17,6 +17,7 @@ from prompts.prompt import Prompt
 from prompts.sampler import noise
 from rewards.scorer import Scorer
 from trainer import checkpoint
+from trainer.buckets import Bucket
 from trainer.config import Config, load_config
 from trainer.preference_groups import preferences
 from trainer.rollout import Rollout, advantages
@@ -126,7 +127,8 @@ def _batches(trainer: Trainer, scores: Tensor) -> tuple[list, Rollout]:
     samples = [(group, image) for group in range(groups) for image in range(images)]
     prompt_ids, image_ids = torch.tensor(samples).unbind(1)
     latents = torch.zeros(len(samples), *trainer.backbone.latent_shape)
-    rollout = Rollout(samples, latents, {}, prompt_ids, scores, prompt_ids, image_ids, slice(0, len(samples)))
+    bucket = Bucket(torch.arange(len(samples)), latents, {}, prompt_ids)
+    rollout = Rollout(samples, [bucket], scores, prompt_ids, image_ids, slice(0, len(samples)))
     times = torch.tensor([1.0, 0.5])
     return trainer.algorithm.batches(rollout, times, 0, torch.ones(len(scores))), rollout
 

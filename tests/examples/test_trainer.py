@@ -14,6 +14,7 @@ from backbones.settings import ModelSettings
 from prompts.prompt import Prompt
 from trainer import checkpoint
 from trainer.adapters import Adapters
+from trainer.buckets import Bucket
 from trainer.config import METHODS
 from trainer.evaluation import Evaluation, composite, evaluate
 from trainer.forecast import counts_of
@@ -221,7 +222,8 @@ def rollout_of(scores: torch.Tensor) -> Rollout:
     """Two prompts of two images each."""
     samples = [(0, 0), (0, 1), (1, 0), (1, 1)]
     prompt_ids, image_ids = torch.tensor(samples).unbind(1)
-    return Rollout(samples, torch.zeros(4, 3, 24, 24), {}, prompt_ids, scores, prompt_ids, image_ids, slice(0, 4))
+    bucket = Bucket(torch.arange(4), torch.zeros(4, 3, 24, 24), {}, prompt_ids)
+    return Rollout(samples, [bucket], scores, prompt_ids, image_ids, slice(0, 4))
 
 
 def test_mixed_advantages_follow_their_definitions() -> None:
@@ -296,7 +298,7 @@ def test_rollouts_depend_on_the_sample_and_not_on_the_batch() -> None:
         roll_out(trainer.backbone, trainer.adapters, "old", trainer.scorer, prompts, small_config(option), 4)
         for option in ("rollout.batch=0", "rollout.batch=2")
     ]
-    torch.testing.assert_close(rollouts[0].x_0, rollouts[1].x_0, rtol=0, atol=1e-5)
+    torch.testing.assert_close(rollouts[0].buckets[0].x_0, rollouts[1].buckets[0].x_0, rtol=0, atol=1e-5)
     assert torch.equal(rollouts[0].scores.isnan(), rollouts[1].scores.isnan())
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from make_sd3 import make
+from make_pipeline import make
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backbones.solvers import SOLVERS, integrate, scheduler_of, times
+from backbones.solvers import SOLVERS, Schedule, integrate, scheduler_of, times
 
 MEAN, SPREAD = 0.7, 0.5
 
@@ -25,10 +25,10 @@ def velocity(x: Tensor, t: Tensor) -> Tensor:
 
 def error(solver: str, steps: int, shift: float) -> float:
     """Against the exact solution: quantiles are kept, so (x_t − mean_t) / deviation_t is constant."""
-    start = times(solver, steps, shift)[0].double()
+    start = times(solver, steps, Schedule(shift))[0].double()
     quantiles = torch.linspace(-2, 2, 9, dtype=torch.float64)
     noise = (1 - start) * MEAN + deviation(start) * quantiles
-    found = integrate(velocity, noise, steps, solver, shift)
+    found = integrate(velocity, noise, steps, solver, Schedule(shift))
     return float((found - (MEAN + SPREAD * quantiles)).abs().max())
 
 
@@ -59,8 +59,8 @@ def test_times_are_the_shifted_sigmas_and_those_the_network_sees(solver: str, sh
     def shifted(t: Tensor) -> Tensor:
         return shift * t / (1 + (shift - 1) * t)
 
-    integrate(record, torch.zeros(1), 8, solver, shift)
-    found = times(solver, 8, shift)
+    integrate(record, torch.zeros(1), 8, solver, Schedule(shift))
+    found = times(solver, 8, Schedule(shift))
     assert seen == found.tolist()
     # diffusers shifts Euler's last time twice, in the pipeline too.
     last = shifted(torch.tensor(1 / 1000))
@@ -70,10 +70,10 @@ def test_times_are_the_shifted_sigmas_and_those_the_network_sees(solver: str, sh
 
 def test_many_steps_start_at_the_first_time() -> None:
     """DPM-Solver rounds its timesteps to integers; its first two are the same here."""
-    assert len(scheduler_of("dpm2", 640, 3.0).timesteps.unique()) < 640
+    assert len(scheduler_of("dpm2", 640, Schedule(3.0)).timesteps.unique()) < 640
     seen: list[float] = []
-    integrate(lambda x, t: seen.append(float(t)) or torch.zeros_like(x), torch.zeros(1), 640, "dpm2", 3.0)
-    assert seen == times("dpm2", 640, 3.0).tolist()
+    integrate(lambda x, t: seen.append(float(t)) or torch.zeros_like(x), torch.zeros(1), 640, "dpm2", Schedule(3.0))
+    assert seen == times("dpm2", 640, Schedule(3.0)).tolist()
 
 
 def test_an_unknown_solver_is_refused() -> None:

@@ -12,7 +12,7 @@ from backbones.interface import repeat
 from backbones.load import load_backbone
 from backbones.sd3 import SD3Backbone
 from backbones.settings import ModelSettings
-from make_sd3 import make
+from make_pipeline import make
 from prompts.prompt import Prompt
 
 TEXTS = ["two red circles above a blue square", "", "a white horse"]
@@ -72,7 +72,7 @@ def test_sampling_and_decoding_equal_the_pipelines_call(
 
 
 def test_times_are_those_of_the_pipelines_scheduler(backbone: SD3Backbone, pipeline: StableDiffusion3Pipeline) -> None:
-    assert backbone.shift == 3.0
+    assert backbone.schedule.shift == 3.0
     pipeline.scheduler.set_timesteps(7)
     assert torch.equal(backbone.times(7, "euler"), pipeline.scheduler.sigmas[:-1])
 
@@ -115,7 +115,7 @@ def test_an_embedding_does_not_depend_on_what_it_is_encoded_with(tiny_sd3: Path,
 
 
 def test_a_pipeline_without_its_t5_works(tmp_path: Path) -> None:
-    backbone = load(make(tmp_path / "sd3", t5=False))
+    backbone = load(make(tmp_path / "sd3", left_out=("text_encoder_3", "tokenizer_3")))
     conditioning = backbone.encode(PROMPTS)
     assert conditioning["sequence"].shape == (3, 77 + TOKENS, 80)
     assert not conditioning["sequence"][:, 77:].any()

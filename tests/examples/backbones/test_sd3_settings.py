@@ -11,7 +11,7 @@ from diffusers import StableDiffusion3Pipeline
 from backbones import sd3_parts
 from backbones.load import load_backbone
 from backbones.settings import ModelSettings
-from make_sd3 import make
+from make_pipeline import make
 
 
 @pytest.mark.parametrize(
