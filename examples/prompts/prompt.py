@@ -9,8 +9,9 @@ from typing import Any
 class Prompt:
     """``text`` goes to the model; ``source`` names the set it belongs to ("general", "ocr", "geneval", ...).
 
-    ``metadata`` holds JSON values that rewards read: ``{"text": "OPEN"}`` makes the OCR reward applicable,
-    ``{"include": [...]}`` the GenEval reward; ``{"image": path}`` is the image to be edited. A reward whose facts are missing does not apply, and scores NaN.
+    ``metadata`` holds JSON values that rewards and models read: ``{"text": "OPEN"}`` makes the OCR reward applicable,
+    ``{"include": [...]}`` the GenEval reward; ``{"image": path}`` is the image to be edited. A reward whose facts are
+    missing does not apply, and scores NaN.
     """
 
     text: str
