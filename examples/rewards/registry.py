@@ -32,6 +32,8 @@ FACTORIES = {
     "contrast": "rewards.tiny_world:contrast",
     "clean": "rewards.tiny_world:clean",
     "soft": "rewards.tiny_world:soft",
+    "vivid": "rewards.tiny_video:vivid",
+    "steady": "rewards.tiny_video:steady",
 }
 
 
