@@ -20,8 +20,7 @@ def adherence(settings: RewardSettings) -> Reward:
     """:func:`tiny_edit.measures.adherence`; NaN for prompts without source, mask or colour."""
 
     def score(image: Tensor, facts: Metadata) -> Tensor:
-        colour = torch.tensor(RGB[facts[COLOUR]])
-        return measures.adherence(image, load_picture(facts[SOURCE]), _mask(facts), colour)
+        return measures.adherence(image, load_picture(facts[SOURCE]), _mask(facts), torch.tensor(RGB[facts[COLOUR]]))
 
     return _on_edits(score, COLOUR)
 
