@@ -1,9 +1,10 @@
-"""Pretrain the small LTX-2 pipeline from scratch on rendered, captioned videos: first its VAE, then its flow.
+"""Pretrain the small LTX-2 pipeline from scratch on rendered, captioned videos: its VAE and its flow.
 
-    python examples/pretrain_video.py --vae-minutes 8 --flow-minutes 25
+    python examples/pretrain_video.py
 
 The shipped pipeline (examples/tiny_video/checkpoint) was made by this script; its pretraining.json says how long it
-took.
+took. Neither network waits for the other: two processes can make them at once, one with --vae-minutes 0, the other with
+--flow-minutes 0.
 """
 
 import argparse
@@ -20,22 +21,24 @@ from tqdm import tqdm
 
 from pretrain import learning_rate
 from quiet import quiet
-from tiny_video.captions import Motion, split
-from tiny_video.parts import LATENT_CHANNELS, MAX_TOKENS, new_pipeline
+from tiny_video.captions import split
+from tiny_video.components import Components
+from tiny_video.parts import MAX_TOKENS, new_pipeline
 from tiny_video.render import random_batch
 
 CHECKPOINT = Path(__file__).parent / "tiny_video" / "checkpoint"
-_KL = 1e-3
+_NOISE = 0.05
 _WITHOUT_CAPTION = 0.1
 
 
-def vae_loss(vae: AutoencoderKLLTX2Video, videos: Tensor) -> Tensor:
-    """|e| + 4 e² of the reconstruction error e, and a little of the KL divergence to a normal distribution, per entry."""
+def vae_loss(vae: AutoencoderKLLTX2Video, components: Components, videos: Tensor) -> Tensor:
+    """Mean squared errors of the encoder, whose latents shall be the components, and of the decoder, which gets these
+    with a little noise."""
     x = pixels(videos)
-    posterior = vae.encode(x).latent_dist
-    error = vae.decode(posterior.sample(), return_dict=False)[0] - x
-    divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-    return (error.abs() + 4 * error.square()).mean() + _KL * divergence
+    z = components.latents(x)
+    found = vae.encode(x).latent_dist.mean
+    made = vae.decode(z + _NOISE * torch.randn_like(z), return_dict=False)[0]
+    return 0.1 * (found - z).square().mean() + (made - x).square().mean()
 
 
 def flow_loss(pipeline: LTX2Pipeline, latents: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -102,10 +105,12 @@ def train(
     return {"minutes": round(elapsed / 60, 1), "batches": len(values), "loss": round(float(np.mean(values[-100:])), 5)}
 
 
-def vae_losses(vae: AutoencoderKLLTX2Video, batch: int, rng: np.random.Generator) -> Iterator[Tensor]:
+def vae_losses(
+    vae: AutoencoderKLLTX2Video, components: Components, batch: int, rng: np.random.Generator
+) -> Iterator[Tensor]:
     """Losses of freshly rendered batches, without end."""
     while True:
-        yield vae_loss(vae, torch.from_numpy(random_batch(batch, split(False), rng)[0]))
+        yield vae_loss(vae, components, torch.from_numpy(random_batch(batch, split(False), rng)[0]))
 
 
 def flow_losses(
@@ -134,61 +139,59 @@ def encoder(pipeline: LTX2Pipeline, texts: list[str]) -> Callable[[list[str]], t
     return encode
 
 
-@torch.no_grad()
-def cache(
-    vae: AutoencoderKLLTX2Video, videos: int, motions: list[Motion], rng: np.random.Generator
-) -> tuple[Tensor, list[str]]:
-    """Normalised latents of rendered ``videos`` and their captions; sets the VAE's mean and std of the latents."""
+def cache(components: Components, videos: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
+    """Latents of rendered ``videos`` and their captions."""
     latents, texts = [], []
     for _ in range(videos // 32):
-        batch, captions = random_batch(32, motions, rng)
-        latents.append(vae.encode(pixels(torch.from_numpy(batch))).latent_dist.mean)
+        batch, captions = random_batch(32, split(False), rng)
+        latents.append(components.latents(pixels(torch.from_numpy(batch))))
         texts += captions
-    z = torch.cat(latents)
-    vae.latents_mean.copy_(z.mean((0, 2, 3, 4)))
-    vae.latents_std.copy_(z.std((0, 2, 3, 4)))
-    return (z - vae.latents_mean.view(1, LATENT_CHANNELS, 1, 1, 1)) / vae.latents_std.view(1, -1, 1, 1, 1), texts
+    return torch.cat(latents), texts
 
 
-def save(pipeline: LTX2Pipeline, folder: Path, facts: dict) -> None:
-    """Write the pipeline in fp16, which halves the shipped checkpoint, and the facts beside it."""
-    for part in pipeline.components.values():
-        if isinstance(part, nn.Module):
-            # Not the classes' own ``to``, which warns about parts that they load in fp32.
-            nn.Module.to(part, torch.float16)
+def save(pipeline: LTX2Pipeline, folder: Path, kept: set[str], facts: dict) -> None:
+    """Write the pipeline but the parts ``kept``, in fp16, which halves the shipped checkpoint, and the facts."""
+    folder.mkdir(parents=True, exist_ok=True)
     with quiet():
-        pipeline.save_pretrained(folder)
-    (folder / "pretraining.json").write_text(json.dumps(facts, indent=2) + "\n")
+        for name, part in pipeline.components.items():
+            if isinstance(part, nn.Module):
+                # Not the classes' own ``to``, which warns about parts that they load in fp32.
+                nn.Module.to(part, torch.float16)
+            if part is not None and name not in kept:
+                part.save_pretrained(folder / name)
+        pipeline.save_config(folder)
+    file = folder / "pretraining.json"
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps({**known, **facts}, indent=2) + "\n")
 
 
 def main() -> None:
     """Parse the command line, pretrain both networks, save the pipeline."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vae-minutes", type=float, default=8, help="for the VAE; 0: that in the output folder")
-    parser.add_argument("--flow-minutes", type=float, default=25, help="wall time for the transformer and connectors")
+    parser.add_argument("--vae-minutes", type=float, default=10, help="wall time for the VAE; 0: keep the folder's")
+    parser.add_argument(
+        "--flow-minutes", type=float, default=20, help="for the transformer and the connectors; 0: keep the folder's"
+    )
     parser.add_argument("--videos", type=int, default=12288, help="that the flow is trained on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=CHECKPOINT)
-    parser.add_argument("--compile", action="store_true", help="torch.compile: faster, needs a C++ compiler")
     arguments = parser.parse_args()
     rng = np.random.default_rng(arguments.seed)
-    pipeline = LTX2Pipeline(**new_pipeline(arguments.seed))
+    pipeline, components = LTX2Pipeline(**new_pipeline(arguments.seed)), Components()
     pipeline.text_encoder.requires_grad_(False)
-    if arguments.compile:
-        for part in (pipeline.vae.encoder, pipeline.vae.decoder, pipeline.transformer, pipeline.connectors):
-            part.compile()
-    facts = {"torch": torch.__version__, "threads": torch.get_num_threads(), "seed": arguments.seed}
+    facts, kept = {"torch": torch.__version__, "threads": torch.get_num_threads(), "seed": arguments.seed}, set()
     if arguments.vae_minutes:
-        vae = nn.ModuleList([pipeline.vae])
-        facts["vae"] = train("VAE", vae, vae_losses(pipeline.vae, 16, rng), arguments.vae_minutes, 2e-3, 0.99)
-        pipeline.vae.save_pretrained(arguments.output / "vae")
+        losses = vae_losses(pipeline.vae, components, 8, rng)
+        facts["vae"] = train("VAE", nn.ModuleList([pipeline.vae]), losses, arguments.vae_minutes, 1e-3, 0.99)
     else:
-        pipeline.register_modules(vae=AutoencoderKLLTX2Video.from_pretrained(arguments.output / "vae"))
-    latents, texts = cache(pipeline.vae, arguments.videos, split(False), rng)
-    flow = nn.ModuleList([pipeline.transformer, pipeline.connectors])
-    losses = flow_losses(pipeline, latents, texts, 64, rng)
-    facts["flow"] = train("flow", flow, losses, arguments.flow_minutes, 2e-3, 0.995)
-    save(pipeline, arguments.output, facts)
+        kept |= {"vae"}
+    if arguments.flow_minutes:
+        losses = flow_losses(pipeline, *cache(components, arguments.videos, rng), 64, rng)
+        flow = nn.ModuleList([pipeline.transformer, pipeline.connectors])
+        facts["flow"] = train("flow", flow, losses, arguments.flow_minutes, 2e-3, 0.995)
+    else:
+        kept |= {"transformer", "connectors"}
+    save(pipeline, arguments.output, kept, facts)
     print(json.dumps(facts))
 
 
