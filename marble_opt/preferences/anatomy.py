@@ -43,8 +43,8 @@ class Anatomy:
 
 
 def find_anatomy(transformer: Any) -> Anatomy:
-    """Of diffusers' ``SD3Transformer2DModel``, ``FluxTransformer2DModel`` and ``LTX2VideoTransformer3DModel``, told apart
-    by their parts, and of models with the same.
+    """Of diffusers' ``SD3Transformer2DModel``, ``FluxTransformer2DModel`` or ``LTX2VideoTransformer3DModel``, told
+    apart by their parts, or of a model with the same.
 
     Raises:
         ValueError: a part that is missing; single-stream blocks of diffusers < 0.35.
