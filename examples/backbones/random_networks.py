@@ -23,7 +23,9 @@ def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
         return build()
 
 
-def clip(kind: Callable[[CLIPTextConfig], nn.Module], vocabulary: int, hidden_size: int, **options: object) -> nn.Module:
+def clip(
+    kind: Callable[[CLIPTextConfig], nn.Module], vocabulary: int, hidden_size: int, **options: object
+) -> nn.Module:
     """A CLIP text encoder of the class ``kind`` that takes the tokens of ``clip_tokenizer(1024)``."""
     tokenizer = clip_tokenizer(1024)
     config = CLIPTextConfig(
