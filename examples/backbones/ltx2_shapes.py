@@ -32,7 +32,7 @@ FULL: dict[str, dict] = {
         "sliding_window": 1024,
     },
     "vision": {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 2, "num_attention_heads": 16},
-    "tokens": {},
+    "tokens": {"mm_tokens_per_image": 4},
 }
 TINY: dict[str, dict] = {
     "transformer": {
