@@ -44,7 +44,7 @@ class LTX2Backbone(Backbone):
       "frozen" has the video alone in the loss.
 
     Frozen weights are stored in ``settings.precision``, those of the video VAE in fp32: of it only the decoder is moved
-    to the device. Conditioning is what the connectors make of Gemma's states, {"sequence": [B, S, D], "audio": [B, S, D]}
+    to the device. Conditioning is what the connectors make of Gemma's states: "sequence" [B, S, D] and "audio" [B, S, D]
     (isolated: [B, 1, D]), with a "mask" [B, S] if they have no registers, which fill all S places.
 
     Times are the scheduler's for videos of the settings' size, whatever size a prompt asks for.
@@ -145,7 +145,7 @@ class LTX2Backbone(Backbone):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Videos [B, F, 3, H, W], float32 in [0, 1], on the CPU; ``settings.decode_batch`` at a time, without the sound.
+        """Videos [B, F, 3, H, W], float32 in [0, 1], on the CPU, without sound; ``settings.decode_batch`` at once.
 
         The VAE computes in fp32 under any autocast.
         """

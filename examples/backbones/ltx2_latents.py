@@ -11,7 +11,7 @@ VideoShape = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Grid:
-    """From pixels to latents: 1 + (F − 1) ``time`` frames of ``space`` H x ``space`` W pixels have latents [C, F, H, W].
+    """From pixels to latents: [C, F, H, W] stand for 1 + (F − 1) ``time`` frames of ``space`` H x ``space`` W pixels.
 
     Attributes:
         channels: C.

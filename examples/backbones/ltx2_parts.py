@@ -68,10 +68,9 @@ def grid_of(pipeline: LTX2Pipeline) -> Grid:
 
 def audio_shape(pipeline: LTX2Pipeline, frames: int, frame_rate: float) -> tuple[int, int]:
     """Tokens and values per token of the sound of ``frames`` frames, as the pipeline has them."""
-    per_second = (
-        pipeline.audio_sampling_rate / pipeline.audio_hop_length / pipeline.audio_vae_temporal_compression_ratio
-    )
-    return round(frames / frame_rate * per_second), pipeline.transformer.config.audio_in_channels
+    spectra_per_second = pipeline.audio_sampling_rate / pipeline.audio_hop_length
+    length = round(frames / frame_rate * (spectra_per_second / pipeline.audio_vae_temporal_compression_ratio))
+    return length, pipeline.transformer.config.audio_in_channels
 
 
 def schedule_of(pipeline: LTX2Pipeline, video: VideoShape) -> Schedule:
@@ -84,8 +83,8 @@ def schedule_of(pipeline: LTX2Pipeline, video: VideoShape) -> Schedule:
     dynamic = config.get("use_dynamic_shifting")
     if config.get("shift") is None or others or (dynamic and config.get("time_shift_type") != "exponential"):
         raise ValueError(
-            f"the times of {type(pipeline.scheduler).__name__} ({', '.join(others) or 'its shift'}) are of another kind "
-            "than LTX-2's: give the pipeline a FlowMatchEulerDiscreteScheduler with use_dynamic_shifting=True and "
+            f"the times of {type(pipeline.scheduler).__name__} ({', '.join(others) or 'its shift'}) are not of LTX-2's "
+            "kind: give the pipeline a FlowMatchEulerDiscreteScheduler with use_dynamic_shifting=True and "
             "time_shift_type='exponential'"
         )
     shift = config.shift
@@ -112,6 +111,4 @@ def _check_tokens(pipeline: LTX2Pipeline, tokens: int) -> None:
     if tokens % step:
         below = tokens // step * step
         fitting = f"{below} or {below + step}" if below else str(step)
-        raise ValueError(
-            f"model.max_tokens = {tokens}: this model's connectors need multiples of {step}, take {fitting}"
-        )
+        raise ValueError(f"model.max_tokens = {tokens}: its connectors need multiples of {step}, take {fitting}")

@@ -33,9 +33,7 @@ def load_plain(folder: Path) -> LTX2Pipeline:
     return pipeline
 
 
-def call(
-    pipeline: LTX2Pipeline, video: torch.Tensor, audio: torch.Tensor, guidance: float = 1.0, **options: Any
-) -> Any:
+def call(pipeline: LTX2Pipeline, video: torch.Tensor, audio: torch.Tensor, guidance: float = 1, **options: Any) -> Any:
     """The pipeline's own video and sound from the noise ``video`` [B, C, F, H, W] and ``audio`` [B, L, D].
 
     It normalises what it is given, so that it is given noise that is not.
