@@ -1,7 +1,8 @@
-"""Post-train a text-to-image model with several rewards, balanced or summed.
+"""Post-train an image, editing or video model with several rewards, balanced or summed.
 
     python examples/train.py --model tiny --balance sum marble --output runs/demo
     python examples/train.py --model tiny --algorithm crd --output runs/crd
+    python examples/train.py --model tiny-edit --output runs/edit
     torchrun --nproc-per-node 8 examples/train.py --model stabilityai/stable-diffusion-3.5-medium
     python examples/train.py --config marble_sd35_1gpu optimizer.lr=1e-4 rewards.geneval.url=http://10.0.0.2:18085
 
@@ -17,18 +18,13 @@ from pathlib import Path
 
 import torch
 
+from backbones.load import SHIPPED
 from trainer import ranks
 from trainer.config import ALGORITHMS, METHODS, PRESETS, load_config
+from trainer.own_presets import own_preset
 from trainer.rows import write_rows
 from trainer.run import Run, train
 from trainer.table import table
-
-# By algorithm: the preset of the tiny model, and that of all others.
-OWN_PRESETS = {
-    "nft": ("tiny", "marble_sd35_1gpu"),
-    "crd": ("crd_tiny", "crd_sd35"),
-    "slider": ("slider_tiny", "slider_sd35"),
-}
 
 
 def main() -> None:
@@ -36,6 +32,8 @@ def main() -> None:
     arguments, overrides = parse(sys.argv[1:])
     runs: list[Run] = []
     try:
+        if arguments.config is None:
+            arguments.config = own_preset(arguments.model or "tiny", arguments.algorithm or "nft")
         methods = [[f"method={method}"] for method in arguments.balance or []] or [[]]
         configs = [
             load_config(arguments.config, [*overrides, *method, f"seed={seed}"])
@@ -67,7 +65,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command line: its options, and the settings "section.key=value", which may stand anywhere."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     presets = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
-    parser.add_argument("--model", help='"tiny", a hub id or the folder of a saved pipeline; default: the config\'s')
+    parser.add_argument("--model", help=f"{', '.join(SHIPPED)}, a hub id or the folder of a saved pipeline")
     parser.add_argument(
         "--config", help=f"a preset ({presets}) or a YAML file; default: that of the model and algorithm"
     )
@@ -80,8 +78,6 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     # A path may hold "=" as well: --output runs/lr=1e-4.
     overrides = [word for word in words if re.match(r"\w[\w.-]*=", word)]
     arguments = parser.parse_args([word for word in words if word not in overrides])
-    if arguments.config is None:
-        arguments.config = OWN_PRESETS[arguments.algorithm or "nft"][arguments.model not in (None, "tiny")]
     given = {"model.name": arguments.model, "algorithm": arguments.algorithm}
     return arguments, [*(f"{key}={value}" for key, value in given.items() if value), *overrides]
 

@@ -1,5 +1,6 @@
 """Which backbone a name means."""
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -8,11 +9,20 @@ from diffusers import DiffusionPipeline
 from .interface import Backbone
 from .settings import ModelSettings
 
-# The pipeline's class, as model_index.json names it: "module:class".
+# What is found in a folder: "module:class"; pipelines by their class, as model_index.json names it.
 BACKBONES = {
+    "TinyModel": "backbones.tiny:TinyBackbone",
     "StableDiffusion3Pipeline": "backbones.sd3:SD3Backbone",
     "FluxKontextPipeline": "backbones.flux_kontext:FluxKontextBackbone",
     "LTX2Pipeline": "backbones.ltx2:LTX2Backbone",
+}
+
+# Names of models that are part of this repository: where their weights are.
+_EXAMPLES = Path(__file__).parents[1]
+SHIPPED = {
+    "tiny": _EXAMPLES / "tiny" / "checkpoint",
+    "tiny-edit": _EXAMPLES / "tiny_edit" / "checkpoint",
+    "tiny-video": _EXAMPLES / "tiny_video" / "checkpoint",
 }
 
 
@@ -21,23 +31,24 @@ def load_backbone(settings: ModelSettings, device: str = "cpu") -> Backbone:
 
     Raises ``ValueError`` for a name that is neither a model of this repository nor a pipeline with a backbone here.
     """
-    folder = Path(settings.name)
-    if settings.name == "tiny" or (folder / "text_encoder.json").is_file():
-        from .tiny import TinyBackbone
-
-        return TinyBackbone.from_pretrained(settings, device)
-    kind = pipeline_class(settings.name)
+    settings = replace(settings, name=str(SHIPPED.get(settings.name, settings.name)))
+    kind = kind_of(settings.name)
     if kind not in BACKBONES:
         raise ValueError(
-            f"{settings.name} is a {kind}; there are backbones for {', '.join(BACKBONES)}: add one to "
-            "examples/backbones/load.py"
+            f"{settings.name} is a {kind}; there are backbones for {', '.join(BACKBONES)}: add yours to "
+            "examples/backbones/load.py, examples/BACKBONES.md says how"
         )
     module, name = BACKBONES[kind].split(":")
     return getattr(import_module(module), name).from_pretrained(settings, device)
 
 
-def pipeline_class(name: str) -> str:
-    """The ``_class_name`` in the model_index.json of a folder or a hub id."""
+def kind_of(name: str) -> str:
+    """What a folder or a hub id holds: the ``_class_name`` in its model_index.json, or "TinyModel".
+
+    Raises ``ValueError`` where there is no model.
+    """
+    if (Path(name) / "text_encoder.json").is_file():
+        return "TinyModel"
     if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
         raise ValueError(f"{name} holds no model_index.json: give the folder of a saved pipeline")
     try:

@@ -7,7 +7,7 @@ AUDIO = ("isolated", "frozen", "trained")
 
 @dataclass
 class ModelSettings:
-    """``name``: "tiny", a hub id, or a local folder that ``from_pretrained`` reads.
+    """``name``: "tiny", "tiny-edit", "tiny-video", a hub id, or a local folder that ``from_pretrained`` reads.
 
     ``precision``: "no" computes in fp32, "bf16" and "fp16" load the frozen weights so and run under autocast; LoRA
     weights stay fp32. ``resolution``: pixels of the square images, 0 for the model's own. ``checkpointing`` recomputes

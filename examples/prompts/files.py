@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from .pictures import PICTURES, located
+from .pictures import PICTURES, SOURCE, located
 from .prompt import Prompt
 
 # One line in 20 is held out.
@@ -73,15 +73,21 @@ def split(prompts: list[Prompt], held_out: bool, path: Path) -> list[Prompt]:
     """The training or the held-out prompts of a list from ``path`` that came without a split.
 
     The first text of the list is held out, the second one trained on, any other held out if a hash of it falls below
-    1/20. So a line stays where it is when others are appended, copies of a text go together, and no side is empty.
+    1/20. So a line stays where it is when others are appended, copies of a text go together, and no side is empty. Of
+    prompts with a source image its file name counts, not the text: instructions repeat, images should not be shared.
 
     Raises ``ValueError`` for fewer than two different texts.
     """
-    texts = list(dict.fromkeys(prompt.text for prompt in prompts))
-    if len(texts) < 2:
+    keys = list(dict.fromkeys(_key(prompt) for prompt in prompts))
+    if len(keys) < 2:
         raise ValueError(f"{path} needs two different prompts at least, one to train on and one held out: add some")
-    chosen = {texts[0], *(text for text in texts[2:] if _uniform(text) < HELD_OUT_SHARE)}
-    return [prompt for prompt in prompts if (prompt.text in chosen) == held_out]
+    chosen = {keys[0], *(key for key in keys[2:] if _uniform(key) < HELD_OUT_SHARE)}
+    return [prompt for prompt in prompts if (_key(prompt) in chosen) == held_out]
+
+
+def _key(prompt: Prompt) -> str:
+    """What may not be on both sides of a split; of a picture's path only the name, which is the same everywhere."""
+    return Path(prompt.metadata[SOURCE]).name if SOURCE in prompt.metadata else prompt.text
 
 
 def _uniform(text: str) -> float:

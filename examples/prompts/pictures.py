@@ -37,9 +37,13 @@ def data_url(value: str) -> str:
     """The picture ``value`` as text that is understood on other machines."""
     if value.startswith(_PREFIX):
         return value
-    pixels = (load_picture(value) * 255).round().byte().permute(1, 2, 0).numpy()
+    return png_url(load_picture(value).numpy())
+
+
+def png_url(pixels: np.ndarray) -> str:
+    """Pixels [3, H, W] in [0, 1] as a data URL; they are rounded to 8 bits."""
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
+    Image.fromarray((pixels * 255).round().astype(np.uint8).transpose(1, 2, 0)).save(file, "PNG")
     return _PREFIX + base64.b64encode(file.getvalue()).decode()
 
 

@@ -18,7 +18,7 @@ GENERATORS = {
 }
 # How many prompts are generated: to train on where ``count`` is 0, held out at most.
 GENERATED, GENERATED_HELD_OUT = 5000, 500
-TINY = ("general", "text", "composition")
+TINY = ("general", "text", "composition", "edits")
 # DiffusionNFT's layout: a folder has one of these pairs, (to train on, held out).
 LAYOUTS = (("train_metadata.jsonl", "test_metadata.jsonl"), ("train.txt", "test.txt"))
 _SEED = 0
@@ -31,7 +31,8 @@ class SourceSettings:
 
     ``path``: one of
 
-    - ``tiny:general``, ``tiny:text``, ``tiny:composition``: captions of the tiny world;
+    - ``tiny:general``, ``tiny:text``, ``tiny:composition``: captions of the tiny world; ``tiny:edits``: instructions on
+      images of the small world of edits;
     - ``generated:general``, ``generated:ocr``, ``generated:geneval``: prompts made here, always the same ones;
     - a folder in DiffusionNFT's layout: train.txt and test.txt, or train_metadata.jsonl and test_metadata.jsonl;
     - a .txt file with a prompt per line, or a .jsonl file with an object {"prompt": ..., metadata} per line. One line

@@ -10,7 +10,11 @@ from .prompt import Prompt
 
 
 def world_prompts(kind: str, held_out: bool) -> list[Prompt]:
-    """The training or the held-out captions of one kind: "general", "text" or "composition"."""
+    """The training or the held-out captions of one kind: "general", "text" or "composition", or "edits"."""
+    if kind == "edits":
+        from .edit_world import edit_prompts
+
+        return [*edit_prompts(held_out)]
     return [Prompt(caption.text, kind, {"caption": asdict(caption)}) for caption in split(kind, held_out)]
 
 

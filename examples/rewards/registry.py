@@ -32,6 +32,8 @@ FACTORIES = {
     "contrast": "rewards.tiny_world:contrast",
     "clean": "rewards.tiny_world:clean",
     "soft": "rewards.tiny_world:soft",
+    "adherence": "rewards.tiny_edit:adherence",
+    "preservation": "rewards.tiny_edit:preservation",
 }
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
@@ -17,6 +16,7 @@ from rewards.scorer import Scorer
 from . import checkpoint, ranks
 from .config import Config
 from .evaluation import Evaluation, evaluate
+from .film import pictures
 from .forecast import forecast
 from .grids import save_grid
 from .logs import Logs, check_installed
@@ -184,6 +184,6 @@ class Keeper:
     def _grid(self, evaluation: Evaluation, epoch: int) -> None:
         path = self.folder / "grids" / f"epoch-{epoch:04d}.png"
         shown = evaluation.images
-        captions, labels = [evaluation.prompts[i].text for i in shown], [evaluation.label(i) for i in shown]
-        save_grid(torch.stack([*shown.values()]), captions, labels, path)
+        prompts, labels = [evaluation.prompts[i] for i in shown], [evaluation.label(i) for i in shown]
+        save_grid(pictures([*shown.values()], prompts), [prompt.text for prompt in prompts], labels, path)
         self.logs.image(self.trainer.step, "samples", path)

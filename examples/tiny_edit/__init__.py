@@ -1,0 +1,1 @@
+"""A world of edits small enough for a CPU."""
