@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from ltx2_cases import TOKENS, load
+from diffusers import LTX2Pipeline
+from ltx2_cases import load, load_plain
 
 from backbones.ltx2 import LTX2Backbone
-from backbones.ltx2_parts import load_pipeline, lora_targets
-from backbones.settings import ModelSettings
+from backbones.ltx2_parts import lora_targets
 from prompts.prompt import Prompt
 
 
@@ -96,14 +95,15 @@ def test_a_scheduler_with_a_fixed_shift_is_taken_as_it_is(tiny_ltx2: Path, tmp_p
     assert backbone.schedule.terminal is None
 
 
-def test_a_vae_that_wants_a_time_is_refused(tiny_ltx2: Path, tmp_path: Path) -> None:
-    folder = changed(tiny_ltx2, tmp_path / "ltx2", "vae/config.json")
-    pipeline = load_pipeline(ModelSettings(str(folder), max_tokens=TOKENS), torch.device("cpu"))
+def test_parts_of_another_kind_are_refused(tiny_ltx2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = load_plain(tiny_ltx2)
+    monkeypatch.setattr(LTX2Pipeline, "from_pretrained", lambda *args, **kwargs: pipeline)
     pipeline.vae.register_to_config(timestep_conditioning=True)
-    from backbones import ltx2_parts
-
     with pytest.raises(ValueError, match="decodes with a time of its own"):
-        ltx2_parts._check_parts(pipeline)
+        load(tiny_ltx2)
+    pipeline.transformer.register_to_config(patch_size=2)
+    with pytest.raises(ValueError, match="patches of 2: only one latent per token"):
+        load(tiny_ltx2)
 
 
 def test_targets_of_each_mode() -> None:
