@@ -156,7 +156,9 @@ def save_mask2former(folder: Path, labels: int = 80) -> Path:
 
 def save_dino(folder: Path) -> Path:
     """A DINOv2 of width 16 for images of 32 pixels, with its image processor."""
-    config = Dinov2Config(hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, image_size=SIZE, patch_size=PATCH)
+    config = Dinov2Config(
+        hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, image_size=SIZE, patch_size=PATCH
+    )
     randomised(Dinov2Model(config)).save_pretrained(folder)
     crop = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
     processor("BitImageProcessor")(**crop).save_pretrained(folder)

@@ -36,9 +36,7 @@ def score_in_batches(
     return scores
 
 
-def score_where_known(
-    score: ScoreBatch[Fact], images: Tensor, facts: Sequence[Fact | None], batch_size: int
-) -> Tensor:
+def score_where_known(score: ScoreBatch[Fact], images: Tensor, facts: Sequence[Fact | None], batch_size: int) -> Tensor:
     """:func:`score_in_batches` of the images whose fact is not None; NaN for the others, of which nothing is read."""
     if len(facts) != len(images):
         raise ValueError(f"one metadata per image: got {len(facts)} for {len(images)} images")

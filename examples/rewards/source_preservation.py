@@ -39,10 +39,11 @@ def source_preservation(settings: RewardSettings) -> Reward:
         scores = torch.full((len(images),), torch.nan)
         pairs = {i: pair for i, facts in enumerate(metadata) if (pair := comparable(images[i], facts)) is not None}
         with torch.inference_mode():
-            for index in torch.tensor([*pairs], dtype=torch.long).split(settings.batch_size):
-                edits, sources = zip(*(pairs[i] for i in index.tolist()), strict=True)
+            for start in range(0, len(pairs), settings.batch_size):
+                index = [*pairs][start : start + settings.batch_size]
+                edits, sources = zip(*(pairs[i] for i in index), strict=True)
                 rows = embed(pil_images(torch.stack([*edits, *sources])))
-                scores[index] = (rows[: len(index)] * rows[len(index) :]).sum(-1).float().cpu()
+                scores[index] = (rows[: len(index)] * rows[len(index) :]).sum(-1).cpu()
         return scores
 
     return reward

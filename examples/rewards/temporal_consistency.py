@@ -48,5 +48,3 @@ class TemporalConsistency:
         frames = embed_in_batches(self.embed, video, self.batch_size)
         later = frames[1:]
         return ((later @ frames[0]) + (later * frames[:-1]).sum(-1)).mean() / 2
-
-
