@@ -11,6 +11,7 @@ from PIL import Image
 
 from backbones.flux_kontext import FluxKontextBackbone
 from backbones.flux_tokens import pack
+from backbones.preferred import PreferredBackbone, preferring
 from factored_cases import compare_blocks, trained
 from factored_cases import loop as one_by_one
 from marble_opt import SeparableLoss, losses
@@ -103,3 +104,15 @@ def test_a_plain_pipeline_loads_what_is_saved(tiny_kontext: Path, tmp_path: Path
     assert next(iter(pipeline.transformer.peft_config.values())).lora_alpha == 6
     with pytest.raises(ValueError, match="no adapter 'old', only default"):
         backbone.save_lora(tmp_path, "old")
+
+
+def test_guidance_with_a_preference_keeps_source_and_preference(tiny_kontext: Path, tmp_path: Path) -> None:
+    backbone, some = load(tiny_kontext), prompts(tmp_path)
+    preferred = PreferredBackbone(backbone, 2, lambda: None, lambda adapter: 1 / 0)
+    conditioning = preferred.encode([preferring(some[0], [0.9, 0.1]), *some[1:]])
+    empty = preferred.unconditional(conditioning)
+    assert all(torch.equal(empty[name], conditioning[name]) for name in ("source", "preference"))
+    assert torch.equal(empty["pooled"], backbone.encode(some[1:2])["pooled"].expand(3, -1)), "the second text is empty"
+    start = noise(backbone, some)
+    expected = backbone.sample(backbone.encode(some), start, 2, guidance=3.0)
+    assert torch.equal(preferred.sample(conditioning, start, 2, guidance=3.0), expected)
