@@ -2,6 +2,7 @@
 
     python examples/make_pipeline.py sd3 runs/tiny-sd3                    a few MB, images of 64 pixels: tests, dry runs
     python examples/make_pipeline.py sd3 runs/medium-sd3 --size medium    SD3.5 Medium's shapes, 7 GB in bf16: a GPU
+    python examples/make_pipeline.py kontext runs/tiny-kontext            an image editor; --size full has 25 GB
     python examples/make_pipeline.py ltx2 runs/tiny-ltx2                  2 MB, videos of 64 pixels
 
 What is written loads as the real weights do, through the pipeline's own ``from_pretrained``. The images mean nothing,
@@ -25,7 +26,7 @@ from quiet import quiet
 
 # Modules with PIPELINE, the class; MODULES, its parts' classes; SIZES, specs and dtypes; EXTRA, the rest of the index;
 # and parts(spec), what makes each part.
-KINDS = {"sd3": "backbones.sd3_shapes", "ltx2": "backbones.ltx2_shapes"}
+KINDS = {"sd3": "backbones.sd3_shapes", "kontext": "backbones.flux_shapes", "ltx2": "backbones.ltx2_shapes"}
 
 
 def make(folder: Path, kind: str = "sd3", size: str = "tiny", seed: int = 0, left_out: tuple[str, ...] = ()) -> Path:

@@ -16,6 +16,7 @@ from rewards.registry import RewardSettings, build
         ({"device": "cuda:first"}, "got 'cuda:first'"),
         ({"device": ""}, "got ''"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"frame_stride": 0}, "frame_stride must be at least 1, got 0"),
         ({"weight": math.nan}, "weight and scale must be finite, got nan and 1.0"),
         ({"scale": math.inf}, "weight and scale must be finite, got 1.0 and inf"),
     ],
@@ -39,8 +40,11 @@ def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch: pytest.Monke
 def test_settings_are_a_structured_config() -> None:
     schema = omegaconf.OmegaConf.structured(RewardSettings)
     values = {"scale": 1 / 26, "dtype": "float16", "options": {"model": "/weights"}}
+    values |= {"prefix": "a pencil sketch of ", "frame_stride": 4}
     merged = omegaconf.OmegaConf.to_object(omegaconf.OmegaConf.merge(schema, values))
-    assert merged == RewardSettings(scale=1 / 26, dtype="float16", options={"model": "/weights"})
+    assert merged == RewardSettings(
+        scale=1 / 26, dtype="float16", prefix="a pencil sketch of ", frame_stride=4, options={"model": "/weights"}
+    )
     with pytest.raises(omegaconf.errors.ConfigKeyError):
         omegaconf.OmegaConf.merge(schema, {"batchsize": 3})
     with pytest.raises(ValueError, match="dtype must be"):
