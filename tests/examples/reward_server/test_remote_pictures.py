@@ -83,12 +83,12 @@ def test_a_picture_travels_once_and_is_charged_to_the_request(content_type: str,
 
 
 def test_a_batch_is_parted_by_the_size_of_its_pictures() -> None:
-    long, other = "x" * 1000, "y" * 1000
-    metadata = [{"image": long}, {"image": long}, {"image": other, "mask": long}, {}, {"image": other}]
+    first, second, mask = "x" * 1000, "y" * 1000, "z" * 1000
+    metadata = [{"image": first}, {"image": first}, {"image": second, "mask": mask}, {}, {"image": second}]
     assert parts(metadata, 10, 16, 10**6) == [slice(0, 5)]
     assert parts(metadata, 10, 2, 10**6) == [slice(0, 2), slice(2, 4), slice(4, 5)]
-    # 60 bytes per image, 4000 per picture that is new in its request: the third sample begins another one.
-    assert parts(metadata, 10, 16, 8300) == [slice(0, 2), slice(2, 5)]
+    # 60 bytes per image, 4000 per picture that is new in its request: 4120 for the first two, 8180 for the others.
+    assert parts(metadata, 10, 16, 8200) == [slice(0, 2), slice(2, 5)]
     assert parts(metadata, 10, 16, 5) == [slice(i, i + 1) for i in range(5)]
     assert parts([], 10, 16, 100) == []
 

@@ -6,6 +6,7 @@ import omegaconf
 import pytest
 
 from rewards.registry import RewardSettings, build
+from trainer.config import load_config
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,16 @@ def test_settings_are_a_structured_config() -> None:
         omegaconf.OmegaConf.merge(schema, {"batchsize": 3})
     with pytest.raises(ValueError, match="dtype must be"):
         omegaconf.OmegaConf.to_object(omegaconf.OmegaConf.merge(schema, {"dtype": "half"}))
+
+
+def test_a_run_takes_prefix_and_stride_from_its_config_and_a_resumed_one_keeps_them() -> None:
+    changes = ["rewards.colour.prefix='a sketch of '", "rewards.colour.frame_stride=2"]
+    config = load_config("tiny", changes)
+    assert (config.rewards["colour"].prefix, config.rewards["colour"].frame_stride) == ("a sketch of ", 2)
+    assert (config.rewards["clean"].prefix, config.rewards["clean"].frame_stride) == ("", 1)
+    config.check_same(load_config("tiny", changes).as_dict())
+    for change in changes:
+        with pytest.raises(ValueError, match=r"other settings \(rewards\.colour"):
+            load_config("tiny", [change]).check_same(config.as_dict())
+    with pytest.raises(ValueError, match="frame_stride must be at least 1, got 0"):
+        load_config("tiny", ["rewards.colour.frame_stride=0"])

@@ -30,9 +30,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """The reward of the name "seen"."""
     reward = Seen()
     monkeypatch.setitem(FACTORIES, "seen", "test_video_frames:factory")
-    monkeypatch.setattr(
-        "rewards.registry.import_module", lambda name: type("Module", (), {"factory": lambda _: reward})
-    )
+    module = SimpleNamespace(factory=lambda settings: reward)
+    monkeypatch.setattr("rewards.registry.import_module", lambda name: module)
     return reward
 
 
