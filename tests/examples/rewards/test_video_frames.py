@@ -1,6 +1,7 @@
 """Videos in the scorer: rewards of images see their frames; and the prefix of a reward."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
