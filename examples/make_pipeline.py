@@ -2,6 +2,8 @@
 
     python examples/make_pipeline.py sd3 runs/tiny-sd3                    a few MB, images of 64 pixels: tests, dry runs
     python examples/make_pipeline.py sd3 runs/medium-sd3 --size medium    SD3.5 Medium's shapes, 7 GB in bf16: a GPU
+    python examples/make_pipeline.py kontext runs/tiny-kontext            an image editor; --size full has 25 GB
+    python examples/make_pipeline.py ltx2 runs/tiny-ltx2                  2 MB, videos of 64 pixels
 
 What is written loads as the real weights do, through the pipeline's own ``from_pretrained``. The images mean nothing,
 but they vary with the noise and the prompt. The large sizes have the transformer and the VAE of the published models,
@@ -24,7 +26,7 @@ from quiet import quiet
 
 # Modules with PIPELINE, the class; MODULES, its parts' classes; SIZES, specs and dtypes; EXTRA, the rest of the index;
 # and parts(spec), what makes each part.
-KINDS = {"sd3": "backbones.sd3_shapes"}
+KINDS = {"sd3": "backbones.sd3_shapes", "kontext": "backbones.flux_shapes", "ltx2": "backbones.ltx2_shapes"}
 
 
 def make(folder: Path, kind: str = "sd3", size: str = "tiny", seed: int = 0, left_out: tuple[str, ...] = ()) -> Path:
@@ -70,7 +72,7 @@ def shapes_of(kind: str) -> ModuleType:
 @torch.no_grad()
 def materialise(model: nn.Module, dtype: torch.dtype, generator: torch.Generator) -> nn.Module:
     """Give a model on the meta device weights of ``dtype``: matrices and tables normal with variance 1 / inputs,
-    norms 1, biases small, positions as their class computes them."""
+    norms 1, biases small, positions as their class computes them, latents' means small and deviations near 1."""
     # Not the classes' own ``to``, which warns about parts that they load in fp32.
     nn.Module.to(model, dtype).to_empty(device="cpu")
     if hasattr(model, "tie_weights"):
@@ -84,6 +86,9 @@ def materialise(model: nn.Module, dtype: torch.dtype, generator: torch.Generator
                 weight.normal_(0, 0.1, generator=generator)
             else:
                 weight.fill_(1)
+        for name, buffer in module.named_buffers(recurse=False):
+            if name in ("latents_mean", "latents_std"):
+                buffer.normal_(float(name == "latents_std"), 0.1, generator=generator)
     patches = getattr(model, "pos_embed", None)
     if isinstance(patches, PatchEmbed):
         config = model.config

@@ -1,9 +1,10 @@
-"""Write a folder with the reward models of the five-reward recipe, small and of random weights, offline.
+"""Write a folder with reward models, small and of random weights, offline.
 
     python examples/make_rewards.py runs/tiny-rewards
 
-What is written loads as the real weights do: ``clip`` serves PickScore, CLIPScore and GenEval's colours, ``hps.pt`` is
-an OpenCLIP checkpoint for HPSv2, ``detector`` a Mask2Former for GenEval. The scores mean nothing. OCR needs no folder:
+What is written loads as the real weights do: ``clip`` serves PickScore, CLIPScore, GenEval's colours and the CLIP
+rewards of edits and videos, ``dino`` those of kind "dino", ``hps.pt`` is an OpenCLIP checkpoint for HPSv2, ``detector``
+a Mask2Former for GenEval, ``judge`` a LLaVA for the judge of edits. The scores mean nothing. OCR needs no folder:
 rapidocr's wheel carries its models.
 """
 
@@ -14,15 +15,38 @@ from pathlib import Path
 
 import torch
 import transformers
-from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2Model,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    PreTrainedTokenizerFast,
+    SwinConfig,
+)
 
 from backbones.tokenizers import clip_tokenizer
 from quiet import quiet
 from rewards.clip_model import ImageProcessor
 from rewards.open_clip_weights import IN_BLOCK, NAMES, TRANSPOSED
 
-VOCABULARY, SIZE, WIDTH = 1000, 32, 16
+VOCABULARY, SIZE, WIDTH, PATCH = 1000, 32, 16, 8
+# The outer form of a small transformer.
+SMALL = {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+# A conversation of one question as LLaVA 1.5 writes it.
+CHAT = (
+    "{% for message in messages %}USER: {% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %} {% endfor %}{% if add_generation_prompt %}ASSISTANT: "
+    "{% endif %}"
+)
 
 
 def make(folder: Path, seed: int = 0) -> Path:
@@ -31,24 +55,30 @@ def make(folder: Path, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(), quiet():
         torch.manual_seed(seed)
-        model = CLIPModel(clip_config())
-        for weight in model.parameters():
-            if weight.dim():
-                torch.nn.init.normal_(weight, std=0.3)
+        model = randomised(CLIPModel(clip_config()))
         model.save_pretrained(folder / "clip")
         clip_tokenizer(VOCABULARY).save_pretrained(folder / "clip")
         crop = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
         ImageProcessor(**crop).save_pretrained(folder / "clip")
         torch.save({"state_dict": open_clip_state(model.state_dict())}, folder / "hps.pt")
         save_mask2former(folder / "detector")
+        save_dino(folder / "dino")
+        save_judge(folder / "judge")
     return folder
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """``model`` with weights large enough that its outputs depend on what goes in."""
+    for weight in model.parameters():
+        if weight.dim():
+            nn.init.normal_(weight, std=0.3)
+    return model
 
 
 def clip_config() -> CLIPConfig:
     """A CLIP of width 16 for images of 32 pixels."""
-    small = {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {**small, "vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    vision = {**small, "image_size": SIZE, "patch_size": 8}
+    text = {**SMALL, "vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    vision = {**SMALL, "image_size": SIZE, "patch_size": PATCH}
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
 
 
@@ -122,6 +152,57 @@ def save_mask2former(folder: Path, labels: int = 80) -> Path:
     model.save_pretrained(folder)
     processor("Mask2FormerImageProcessor")().save_pretrained(folder)
     return folder
+
+
+def save_dino(folder: Path) -> Path:
+    """A DINOv2 of width 16 for images of 32 pixels, with its image processor."""
+    config = Dinov2Config(
+        hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, image_size=SIZE, patch_size=PATCH
+    )
+    randomised(Dinov2Model(config)).save_pretrained(folder)
+    crop = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
+    processor("BitImageProcessor")(**crop).save_pretrained(folder)
+    return folder
+
+
+def save_judge(folder: Path) -> Path:
+    """A LLaVA of width 16 for images of 32 pixels that reads bytes and has the tokens Yes and No."""
+    tokenizer = byte_tokenizer(["<pad>", "<s>", "</s>", "<image>"], ["Yes", "No"])
+    text = LlamaConfig(
+        **SMALL,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=2048,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    vision = CLIPVisionConfig(**SMALL, image_size=SIZE, patch_size=PATCH)
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    # The id has the second name in older releases of transformers.
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=image, image_token_index=image)
+    randomised(LlavaForConditionalGeneration(config)).save_pretrained(folder)
+    crop = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
+    LlavaProcessor(
+        image_processor=processor("CLIPImageProcessor")(**crop),
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT,
+    ).save_pretrained(folder)
+    return folder
+
+
+def byte_tokenizer(special: list[str], words: list[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of single bytes and ``words``; ``special`` begins with padding, start and end."""
+    names = [*special, *words, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    raw = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    known = dict(zip(("pad_token", "bos_token", "eos_token"), special, strict=False))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **known, additional_special_tokens=special[3:])
+    tokenizer.add_tokens(words)
+    return tokenizer
 
 
 def main() -> None:

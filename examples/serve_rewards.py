@@ -31,6 +31,7 @@ from reward_server.client import TOKEN_VARIABLE, check_token, is_loopback, token
 from reward_server.limits import MIB, Limits
 from reward_server.settings import from_yaml, with_options
 from rewards.registry import RewardSettings, build
+from rewards.video_frames import takes_video
 
 EXAMPLE = """\
 try it:
@@ -102,6 +103,8 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, RewardSettings]:
             raise ValueError(f"{name!r} has a url: a server computes its rewards itself")
         if chosen.batch_size < 1:
             raise ValueError(f"{name!r}: batch_size must be at least 1, got {chosen.batch_size}")
+        if chosen.frame_stride != 1:
+            raise ValueError(f"{name!r}: the run chooses the frames of its videos, give frame_stride there")
     return with_options(settings, arguments.options)
 
 
@@ -148,6 +151,8 @@ def load(name: str, settings: RewardSettings, arguments: argparse.Namespace) -> 
     """Build a reward, and start the thread that it is called by."""
     started = time.perf_counter()
     reward = build(name, settings)
+    if takes_video(reward):
+        raise ValueError(f"{name!r} takes videos, and a server is sent images: let the run compute it")
     print(f"{name} ready on {settings.device} after {time.perf_counter() - started:.1f} s", flush=True)
     return Batcher(name, reward, settings.batch_size, queue=arguments.queue)
 

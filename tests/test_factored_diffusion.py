@@ -9,27 +9,7 @@ from torch import Tensor
 from factored_cases import compare_blocks, loop, make_loss, move, trained
 from marble_opt import SeparableLoss, losses
 from marble_opt.factored import FactoredEngine
-
-
-def sd3(qk_norm: str | None = "rms_norm") -> Any:
-    from diffusers import SD3Transformer2DModel
-
-    torch.manual_seed(0)
-    return SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=2,
-        in_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=12,
-        caption_projection_dim=16,
-        pooled_projection_dim=10,
-        out_channels=4,
-        pos_embed_max_size=8,
-        dual_attention_layers=(0,),
-        qk_norm=qk_norm,
-    )
+from transformer_families import sd3
 
 
 def sd3_loss(model: Any, step: int, dtype: torch.dtype, rewards: int = 3) -> SeparableLoss:

@@ -22,15 +22,21 @@ from preference_cases import (
     run,
 )
 from toys import close
+from transformer_families import FAMILIES, rows
+
+all_families = pytest.mark.parametrize("family", FAMILIES)
 
 
+@all_families
 @pytest.mark.parametrize(
     ("dtype", "autocast"),
     [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False), (torch.float64, False)],
 )
 @pytest.mark.parametrize("lora", [False, True])
-def test_before_training_it_is_the_base_bit_for_bit(dtype: torch.dtype, autocast: bool, lora: bool) -> None:
-    model = new_transformer(dtype)
+def test_before_training_it_is_the_base_bit_for_bit(
+    family: str, dtype: torch.dtype, autocast: bool, lora: bool
+) -> None:
+    model = new_transformer(dtype, family)
     if lora:
         add_lora(model, "default")
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.no_grad():
@@ -44,10 +50,11 @@ def test_before_training_it_is_the_base_bit_for_bit(dtype: torch.dtype, autocast
         assert torch.equal(run(model), base)
 
 
-@pytest.mark.parametrize("chunked", [False, True])
-def test_it_computes_what_the_paper_says(chunked: bool) -> None:
-    model, conditioning, omega = new_transformer(torch.float64), new_conditioning(torch.float64), preferences_for()
-    expected = by_hand(model, conditioning, omega, inputs(torch.float64))
+@pytest.mark.parametrize(("family", "chunked"), [("sd3", False), ("sd3", True), ("flux", False), ("ltx2", False)])
+def test_it_computes_what_the_paper_says(family: str, chunked: bool) -> None:
+    model, conditioning = new_transformer(torch.float64, family), new_conditioning(torch.float64)
+    omega = preferences_for()
+    expected = by_hand(model, conditioning, omega, inputs(torch.float64, family=family))
     base = run(model)
     if chunked:
         model.enable_forward_chunking(1, dim=1)
@@ -57,8 +64,9 @@ def test_it_computes_what_the_paper_says(chunked: bool) -> None:
     assert not close(found, base, 1e-2)
 
 
-def test_both_paths_matter_and_only_these() -> None:
-    model, omega = new_transformer(torch.float64), preferences_for()
+@all_families
+def test_both_paths_matter_and_only_these(family: str) -> None:
+    model, omega = new_transformer(torch.float64, family), preferences_for()
     base = run(model)
     for silent, others in (("time_path", "block_path"), ("block_path", "time_path")):
         conditioning = new_conditioning(torch.float64)
@@ -71,19 +79,20 @@ def test_both_paths_matter_and_only_these() -> None:
             assert torch.equal(conditioned(model, conditioning, omega), base)
 
 
-def test_each_sample_sees_its_own_preference_in_the_order_of_the_rewards() -> None:
-    model, conditioning = new_transformer(torch.float64), new_conditioning(torch.float64)
-    omega, given = preferences_for(), inputs(torch.float64)
+@all_families
+def test_each_sample_sees_its_own_preference_in_the_order_of_the_rewards(family: str) -> None:
+    model, conditioning = new_transformer(torch.float64, family), new_conditioning(torch.float64)
+    omega, given = preferences_for(), inputs(torch.float64, family=family)
     with install(model, conditioning):
         whole = conditioned(model, conditioning, omega)
         for i in range(BATCH):
             named = dict(zip(reversed(REWARDS), reversed(omega[i].tolist()), strict=True))
             for one in (omega[i], omega[i : i + 1], named):
                 with conditioning.preference(one):
-                    assert close(run(model, {k: v[i : i + 1] for k, v in given.items()}), whole[i : i + 1], 1e-7)
+                    assert close(run(model, rows(given, slice(i, i + 1))), whole[i : i + 1], 1e-7)
         order = torch.tensor([2, 0, 3, 1])
         with conditioning.preference(omega[order]):
-            assert close(run(model, {k: v[order] for k, v in given.items()}), whole[order])
+            assert close(run(model, rows(given, order)), whole[order])
         assert not close(conditioned(model, conditioning, omega[order]), whole, 1e-3)
         assert not close(conditioned(model, conditioning, omega[:, [1, 0, 2]]), whole, 1e-3)
         same = conditioned(model, conditioning, omega[0])
@@ -110,8 +119,9 @@ def test_in_bf16_the_fine_frequencies_are_still_those_of_the_preference() -> Non
         assert not torch.equal(conditioning(first)[1], rounded)
 
 
-def test_a_sampler_without_preference_and_a_reference_are_the_model_itself() -> None:
-    model, conditioning, omega = new_transformer(), new_conditioning(), preferences_for()
+@all_families
+def test_a_sampler_without_preference_and_a_reference_are_the_model_itself(family: str) -> None:
+    model, conditioning, omega = new_transformer(family=family), new_conditioning(), preferences_for()
     pretrained = run(model)
     add_lora(model, "default")
     adapted = run(model)
@@ -129,8 +139,10 @@ def test_a_sampler_without_preference_and_a_reference_are_the_model_itself() -> 
             assert torch.equal(run(model), seen)
 
 
-def test_several_states_of_the_conditioning_take_turns() -> None:
-    model, first, second, omega = new_transformer(), new_conditioning(), new_conditioning(moved=1), preferences_for()
+@all_families
+def test_several_states_of_the_conditioning_take_turns(family: str) -> None:
+    model, omega = new_transformer(family=family), preferences_for()
+    first, second = new_conditioning(), new_conditioning(moved=1)
     with install(model, first):
         expected = conditioned(model, first, omega)
     handles = install(model, first), install(model, second)
@@ -149,18 +161,20 @@ def test_several_states_of_the_conditioning_take_turns() -> None:
     run(model)
 
 
-def test_the_transformer_itself_is_not_changed() -> None:
-    model, conditioning = new_transformer(), new_conditioning()
+@all_families
+def test_the_transformer_itself_is_not_changed(family: str) -> None:
+    model, conditioning = new_transformer(family=family), new_conditioning()
     names, kinds = list(model.state_dict()), [type(module) for module in model.modules()]
     with install(model, conditioning):
         assert list(model.state_dict()) == names
         assert [type(module) for module in model.modules()] == kinds
 
 
+@all_families
 @pytest.mark.parametrize("reentrant", [None, False, True])
-def test_a_recomputed_block_sees_the_preference_of_its_own_forward(reentrant: bool | None) -> None:
+def test_a_recomputed_block_sees_the_preference_of_its_own_forward(family: str, reentrant: bool | None) -> None:
     """The backward runs outside the block, after other forwards under other preferences, and in reverse order."""
-    model, conditioning, other = new_transformer(), new_conditioning(), new_conditioning(moved=5)
+    model, conditioning, other = new_transformer(family=family), new_conditioning(), new_conditioning(moved=5)
     add_lora(model, "default", "old")
     trained = [p for p in (*model.parameters(), *conditioning.parameters()) if p.requires_grad]
 
@@ -199,8 +213,9 @@ def test_a_recomputed_block_sees_the_preference_of_its_own_forward(reentrant: bo
         copy.deepcopy((model, conditioning))
 
 
-def test_a_copy_has_a_conditioning_of_its_own() -> None:
-    model, conditioning, omega = new_transformer(), new_conditioning(), preferences_for()
+@all_families
+def test_a_copy_has_a_conditioning_of_its_own(family: str) -> None:
+    model, conditioning, omega = new_transformer(family=family), new_conditioning(), preferences_for()
     handle = install(model, conditioning)
     seen = conditioned(model, conditioning, omega)
     other, own = copy.deepcopy((model, conditioning))
@@ -217,10 +232,11 @@ def test_a_copy_has_a_conditioning_of_its_own() -> None:
     assert torch.equal(conditioned(restored, mine, omega), conditioned(other, own, omega))
 
 
-def test_lora_may_come_before_or_after() -> None:
+@all_families
+def test_lora_may_come_before_or_after(family: str) -> None:
     outputs = []
     for first in (True, False):
-        model, conditioning = new_transformer(), new_conditioning()
+        model, conditioning = new_transformer(family=family), new_conditioning()
         if first:
             add_lora(model, "default")
         install(model, conditioning)
@@ -255,8 +271,9 @@ def test_a_handle_removes_what_it_installed_once() -> None:
     conditioned(model, first, omega)
 
 
-def test_at_the_start_only_the_last_layers_have_a_gradient() -> None:
-    model, conditioning = new_transformer(), new_conditioning(moved=None)
+@all_families
+def test_at_the_start_only_the_last_layers_have_a_gradient(family: str) -> None:
+    model, conditioning = new_transformer(family=family), new_conditioning(moved=None)
     with install(model, conditioning):
         conditioned(model, conditioning, preferences_for()).square().sum().backward()
     for path in (conditioning.time_path, conditioning.block_path):

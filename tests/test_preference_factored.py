@@ -1,5 +1,6 @@
 """The factored route through a conditioned transformer: K gradients of LoRA and both conditioning modules at once."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,39 +11,46 @@ from factored_cases import compare_blocks, error, loop, make_loss, move, trained
 from marble_opt import Marble, losses
 from marble_opt.factored import FactoredEngine
 from marble_opt.preferences import BucketBalancer, bucket_advantages, bucket_rewards, install
-from preference_cases import BATCH, add_lora, inputs, new_conditioning, new_transformer, preferences_for
+from preference_cases import BATCH, add_lora, inputs, new_conditioning, new_transformer, preferences_for, run
 from toys import normal
+from transformer_families import FAMILIES, family_of, in_fp64
 
 
 def forward(model: Any, conditioning: Any, omega: Tensor, step: int) -> Tensor:
     with conditioning.preference(omega):
-        prediction: Tensor = model(**inputs(model.dtype, seed=step)).sample
-    return prediction
+        return run(model, inputs(model.dtype, seed=step, family=family_of(model)))
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_all_gradients_equal_the_loop(dtype: torch.dtype, checkpointed: bool) -> None:
-    model, conditioning = new_transformer(dtype), new_conditioning(dtype)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("dtype", "reentrant"),
+    [(torch.float32, None), (torch.float64, None), (torch.float64, False), (torch.float64, True)],
+)
+def test_all_gradients_equal_the_loop(family: str, dtype: torch.dtype, reentrant: bool | None) -> None:
+    model, conditioning = new_transformer(dtype, family), new_conditioning(dtype)
     install(model, conditioning)
     engine = FactoredEngine([model, conditioning])
     add_lora(model, "default")
-    if checkpointed:
-        model.enable_gradient_checkpointing()
+    if reentrant is not None:
+        function = torch.utils.checkpoint.checkpoint
+        model.enable_gradient_checkpointing(lambda block, *args: function(block, *args, use_reentrant=reentrant))
     parameters = trained(model, conditioning)
     own = set(conditioning.parameters())
     assert own < set(parameters)
-    for step in range(3):
-        # One preference per sample, then one for all, which is expanded.
-        omega = preferences_for(seed=step) if step < 2 else preferences_for(seed=step)[0]
-        loss = make_loss(forward(model, conditioning, omega, step), seed=step)
-        forward(model, conditioning, preferences_for(seed=50), step)
-        expected = {p: block for p, block in loop(loss, parameters).items() if block.any()}
-        assert own < set(expected)
-        found = engine.gradients(loss, parameters, retain_graph=True)
-        compare_blocks(found, expected)
-        engine.check(loss, parameters)
-        move(parameters, step)
+    with in_fp64(model) if dtype is torch.float64 else nullcontext():
+        for step in range(3):
+            # One preference per sample, then one for all, which is expanded.
+            omega = preferences_for(seed=step) if step < 2 else preferences_for(seed=step)[0]
+            loss = make_loss(forward(model, conditioning, omega, step), seed=step)
+            forward(model, conditioning, preferences_for(seed=50), step)
+            # A reentrant checkpoint refuses torch.autograd.grad.
+            rows = engine.exact(loss, parameters, retain_graph=True) if reentrant else loop(loss, parameters)
+            expected = {p: block for p, block in rows.items() if block.any()}
+            assert own < set(expected)
+            found = engine.gradients(loss, parameters, retain_graph=True)
+            compare_blocks(found, expected)
+            engine.check(loss, parameters)
+            move(parameters, step)
 
 
 def test_under_autocast_it_is_no_worse_than_the_loop() -> None:
@@ -66,9 +74,9 @@ def test_under_autocast_it_is_no_worse_than_the_loop() -> None:
     assert error(fast, expected) < 1.5 * error(slow, expected)
 
 
-def conditioned_step(route: str) -> tuple[Tensor, Tensor]:
+def conditioned_step(route: str, family: str) -> tuple[Tensor, Tensor]:
     """Old policy, reference and current forward as in a training loop, with a bucket per preference; the parameters."""
-    model, conditioning, old = new_transformer(), new_conditioning(), new_conditioning()
+    model, conditioning, old = new_transformer(family=family), new_conditioning(), new_conditioning()
     add_lora(model, "default", "old")
     install(model, conditioning)
     install(model, old)
@@ -83,7 +91,9 @@ def conditioned_step(route: str) -> tuple[Tensor, Tensor]:
         route=route,
     )
     before = torch.cat([p.detach().flatten() for p in parameters])
-    given, x_0 = inputs(), normal(BATCH, 4, 8, 8, dtype=torch.float32)
+    given = inputs(family=family)
+    t, x_t = torch.linspace(0.2, 0.8, BATCH), given["hidden_states"]
+    x_0 = normal(*x_t.shape, dtype=torch.float32)
     with torch.no_grad():
         model.set_adapter("old")
         with old.preference(omega[buckets]):
@@ -94,7 +104,6 @@ def conditioned_step(route: str) -> tuple[Tensor, Tensor]:
         model.enable_adapters()
     with conditioning.preference(omega[buckets]):
         v = model(**given).sample
-    t, x_t = given["timestep"] / 1000, given["hidden_states"]
     rows = bucket_advantages(normal(3, BATCH, dtype=torch.float32), buckets, 2)
     loss = losses.diffusion_nft(v, v_old, x_t, x_0, t, rows, beta=0.1, anchor="shared")
     opt.backward(loss, shared=losses.kl_anchor(v, reference, strength=1e-4))
@@ -106,10 +115,11 @@ def conditioned_step(route: str) -> tuple[Tensor, Tensor]:
     return before, torch.cat([p.detach().flatten() for p in parameters])
 
 
-def test_a_conditioned_step_of_marble_trains_lora_and_conditioning_alike_on_both_routes() -> None:
-    before, factored = conditioned_step("factored")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_conditioned_step_of_marble_trains_lora_and_conditioning_alike_on_both_routes(family: str) -> None:
+    before, factored = conditioned_step("factored", family)
     own = sum(p.numel() for p in new_conditioning().parameters())
     assert (factored != before)[-own:].double().mean() > 0.8
     assert (factored != before)[:-own].double().mean() > 0.8
-    change = conditioned_step("loop")[1] - before
+    change = conditioned_step("loop", family)[1] - before
     assert ((factored - before) - change).norm() <= 1e-4 * change.norm()

@@ -122,13 +122,6 @@ def test_a_model_without_the_parts_is_refused(make: Callable[[], nn.Module], mes
         install(make(), new_conditioning())
 
 
-def test_a_transformer_with_single_stream_blocks_is_refused() -> None:
-    model = new_transformer()
-    model.single_transformer_blocks = nn.ModuleList()
-    with pytest.raises(ValueError, match="another kind"):
-        install(model, new_conditioning())
-
-
 def test_bad_installations_are_refused() -> None:
     model, conditioning = new_transformer(), new_conditioning()
     with pytest.raises(ValueError, match="width 8, the transformer 16"):

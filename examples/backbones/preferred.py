@@ -61,8 +61,12 @@ class PreferredBackbone(Backbone):
         omega = torch.tensor([[*prompt.metadata.get(PREFERENCE, centre)] for prompt in prompts], dtype=torch.float32)
         return {**self.backbone.encode(prompts), PREFERENCE: omega.to(self.device)}
 
+    def unconditional(self, conditioning: Mapping[str, Tensor]) -> Conditioning:
+        """The backbone's own, with the same ω: guidance is then over what the prompt says alone."""
+        return {**self.backbone.unconditional(_without(conditioning)), PREFERENCE: conditioning[PREFERENCE]}
+
     def velocity(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        plain = {name: tensor for name, tensor in conditioning.items() if name != PREFERENCE}
+        plain = _without(conditioning)
         current = self.current()
         if current is None:
             return self.backbone.velocity(x, t, plain)
@@ -77,6 +81,11 @@ class PreferredBackbone(Backbone):
         self.backbone.save_lora(folder, adapter, write)
         if write:
             self.saved(adapter).save_pretrained(folder)
+
+
+def _without(conditioning: Mapping[str, Tensor]) -> Conditioning:
+    """What the backbone itself reads."""
+    return {name: tensor for name, tensor in conditioning.items() if name != PREFERENCE}
 
 
 def preferring(prompt: Prompt, omega: Sequence[float] | Tensor, **facts: Any) -> Prompt:

@@ -14,9 +14,11 @@ from .interface import Backbone, Conditioning
 from .lora import save_lora
 from .offload import visiting
 from .prompt_cache import PromptCache
-from .sd3_parts import DTYPES, encoders, fingerprint, latent_side, load_pipeline
+from .saved_pipeline import DTYPES
+from .sd3_parts import encoders, fingerprint, latent_side, load_pipeline
 from .settings import ModelSettings
 from .solvers import Schedule
+from .vae_images import decode_images
 
 
 class SD3Backbone(Backbone):
@@ -51,6 +53,8 @@ class SD3Backbone(Backbone):
         self.transformer = pipeline.transformer.to(device)
         self.vae = pipeline.vae.to(device)
         self.schedule = Schedule(pipeline.scheduler.config.shift)
+        if settings.tiling:
+            self.vae.enable_tiling()
         if settings.checkpointing:
             self.transformer.enable_gradient_checkpointing()
         if not settings.offload_text_encoders:
@@ -86,20 +90,9 @@ class SD3Backbone(Backbone):
             )[0]
         return v.float()
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images [B, 3, H, W], float32 in [0, 1], on the CPU; ``settings.decode_batch`` at a time.
-
-        The VAE computes in fp32 under any autocast. At 512 pixels it holds about 1 GB per image of the batch.
-        """
-        config = self.vae.config
-        images = []
-        with torch.autocast(self.device.type, enabled=False):
-            for part in latents.float().split(self.settings.decode_batch):
-                decoded = self.vae.decode(part / config.scaling_factor + config.shift_factor, return_dict=False)[0]
-                images.append((decoded / 2 + 0.5).clamp(0, 1).cpu())
-        # cuDNN and oneDNN may leave the channels last.
-        return torch.cat(images).contiguous()
+        """Images of ``latents``, ``settings.decode_batch`` at a time; see :func:`decode_images`."""
+        return decode_images(self.vae, latents, self.settings.decode_batch)
 
     def save_lora(self, folder: Path, adapter: str, write: bool = True) -> None:
         save_lora(StableDiffusion3Pipeline, self.transformer, folder, adapter, write)

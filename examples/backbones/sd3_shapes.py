@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from transformers import CLIPTextModelWithProjection
 
+from .random_networks import CLIP_VOCABULARY, REAL_CLIP, REAL_T5, REAL_VAE, clip, on_meta, t5, vae
 from .tokenizers import clip_tokenizer, t5_tokenizer
 
-# transformer/config.json, vae/config.json, text_encoder*/config.json of stabilityai/stable-diffusion-3.5-medium.
+# transformer/config.json and text_encoder*/config.json of stabilityai/stable-diffusion-3.5-medium.
 MEDIUM = {
     "transformer": {
         "sample_size": 128,
@@ -22,11 +22,11 @@ MEDIUM = {
         "pos_embed_max_size": 384,
         "dual_attention_layers": tuple(range(13)),
     },
-    "vae": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32},
-    "clip": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"},
+    "vae": REAL_VAE,
+    "clip": REAL_CLIP,
     "clip_2": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20, "hidden_act": "gelu"},
-    "clip_vocabulary": 49408,
-    "t5": {"d_model": 4096, "d_ff": 10240, "num_layers": 2, "num_heads": 64, "d_kv": 64, "vocab_size": 32128},
+    "clip_vocabulary": CLIP_VOCABULARY,
+    "t5": REAL_T5,
 }
 TINY = {
     "transformer": {
@@ -71,48 +71,13 @@ def parts(spec: dict) -> dict[str, Callable[[], object]]:
         "tokenizer_2": lambda: clip_tokenizer(1024),
         "tokenizer_3": lambda: t5_tokenizer(512),
         "scheduler": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
-        "text_encoder": lambda: _clip(words, **spec["clip"]),
-        "text_encoder_2": lambda: _clip(words, **spec["clip_2"]),
-        "text_encoder_3": lambda: _on_meta(
-            lambda: T5EncoderModel(T5Config(feed_forward_proj="gated-gelu", dropout_rate=0.0, **spec["t5"]))
-        ),
-        "vae": lambda: _on_meta(
-            lambda: AutoencoderKL(
-                latent_channels=16,
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                sample_size=8 * spec["transformer"]["sample_size"],
-                scaling_factor=1.5305,
-                shift_factor=0.0609,
-                force_upcast=True,
-                use_quant_conv=False,
-                use_post_quant_conv=False,
-                **spec["vae"],
-            )
-        ),
-        "transformer": lambda: _on_meta(
+        "text_encoder": lambda: clip(CLIPTextModelWithProjection, words, **spec["clip"]),
+        "text_encoder_2": lambda: clip(CLIPTextModelWithProjection, words, **spec["clip_2"]),
+        "text_encoder_3": lambda: t5(**spec["t5"]),
+        "vae": lambda: vae(8 * spec["transformer"]["sample_size"], 1.5305, 0.0609, **spec["vae"]),
+        "transformer": lambda: on_meta(
             lambda: SD3Transformer2DModel(
                 patch_size=2, in_channels=16, out_channels=16, qk_norm="rms_norm", **spec["transformer"]
             )
         ),
     }
-
-
-def _clip(vocabulary: int, hidden_size: int, **options: object) -> nn.Module:
-    tokenizer = clip_tokenizer(1024)
-    config = CLIPTextConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden_size,
-        intermediate_size=4 * hidden_size,
-        projection_dim=hidden_size,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **options,
-    )
-    return _on_meta(lambda: CLIPTextModelWithProjection(config))
-
-
-def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    with torch.device("meta"):
-        return build()

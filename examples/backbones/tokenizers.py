@@ -1,4 +1,4 @@
-"""Small tokenizers of the kinds that Stable Diffusion 3 uses, made on the spot: nothing is downloaded."""
+"""Small tokenizers of the kinds that the pipelines use, made on the spot: nothing is downloaded."""
 
 import json
 import string
@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import CLIPTokenizer, T5TokenizerFast
+from transformers import CLIPTokenizer, GemmaTokenizer, T5TokenizerFast
 
 from tiny.captions import KINDS, split
 
@@ -54,6 +54,25 @@ def t5_tokenizer(vocabulary: int) -> T5TokenizerFast:
         path = Path(folder) / "tokenizer.json"
         raw.save(str(path))
         return T5TokenizerFast(tokenizer_file=str(path), extra_ids=0, model_max_length=512)
+
+
+def gemma_tokenizer(vocabulary: int) -> GemmaTokenizer:
+    """Gemma's byte-pair tokenizer (a start token, spaces as "▁", unknown letters as bytes) with at most ``vocabulary``
+    ids: bytes, characters, and prefixes of the commonest words. Needs ``vocabulary`` ≥ 356.
+    """
+    letters = ["▁", *string.printable.strip()]
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    tokens = dict.fromkeys(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *bytes_, *letters])
+    merges: dict[tuple[str, str], None] = {}
+    for word in _words():
+        pieces = ["▁", *word]
+        prefixes = ["".join(pieces[: i + 1]) for i in range(len(pieces))]
+        if len(tokens.keys() | set(prefixes)) > vocabulary:
+            break
+        tokens |= dict.fromkeys(prefixes)
+        merges |= dict.fromkeys(zip(prefixes, pieces[1:], strict=False))
+    ids = {token: i for i, token in enumerate(tokens)}
+    return GemmaTokenizer(ids, [*merges], add_bos_token=True, model_max_length=1024)
 
 
 def _words() -> list[str]:

@@ -19,5 +19,9 @@ def edit_prompts(held_out: bool) -> tuple[Prompt, ...]:
 
 
 def _prompt(edit: Edit) -> Prompt:
-    facts = {SOURCE: png_url(edit.source), MASK: png_url(np.stack([edit.mask] * 3)), "colour": edit.colour}
+    facts = {SOURCE: _url(edit.source), MASK: _url(np.stack([edit.mask] * 3)), "colour": edit.colour}
     return Prompt(edit.text, "edits", facts)
+
+
+def _url(image: np.ndarray) -> str:
+    return png_url((image * 255).round().astype(np.uint8).transpose(1, 2, 0))

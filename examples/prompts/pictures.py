@@ -2,12 +2,14 @@
 
 import base64
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 # Metadata with these names is a picture: the path of a file, or a data URL of a PNG. The source image of an edit, and
@@ -17,34 +19,63 @@ PICTURES = (SOURCE, MASK)
 _PREFIX = "data:image/png;base64,"
 
 
-@lru_cache(512)
 def load_picture(value: str) -> Tensor:
-    """A picture [3, H, W], float32 in [0, 1]; ``value`` is a path or a data URL. Do not write to it: it is kept.
+    """A picture [3, H, W], float32 in [0, 1]; ``value`` is a path or a data URL. Upright, where a camera noted how.
 
     Raises ``ValueError`` for a file that is missing or no picture.
     """
-    try:
-        file = io.BytesIO(base64.b64decode(value.removeprefix(_PREFIX))) if value.startswith(_PREFIX) else value
-        with Image.open(file) as image:
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        shown = value if len(value) < 200 else f"{value[:60]}..."
-        raise ValueError(f"{shown} cannot be read as a picture ({error}): give the path of a PNG or JPEG") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255
+    return torch.from_numpy(_pixels(value)).permute(2, 0, 1).contiguous().float() / 255
+
+
+def pil_picture(value: str) -> Image.Image:
+    """The same as a PIL image, RGB; errors as :func:`load_picture`."""
+    return Image.fromarray(_pixels(value))
+
+
+@lru_cache(2**16)
+def picture_size(value: str) -> tuple[int, int]:
+    """Width and height of :func:`load_picture`, read from the file's head; errors as there."""
+    with _opened(value) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+        return (image.height, image.width) if turned else (image.width, image.height)
+
+
+def shown(value: str) -> str:
+    """``value`` for a message: a data URL cut short."""
+    return value if len(value) < 200 else f"{value[:60]}..."
 
 
 def data_url(value: str) -> str:
     """The picture ``value`` as text that is understood on other machines."""
     if value.startswith(_PREFIX):
         return value
-    return png_url(load_picture(value).numpy())
+    return png_url(_pixels(value))
 
 
 def png_url(pixels: np.ndarray) -> str:
-    """Pixels [3, H, W] in [0, 1] as a data URL; they are rounded to 8 bits."""
+    """Pixels [H, W, 3] of 8 bits as a data URL."""
     file = io.BytesIO()
-    Image.fromarray((pixels * 255).round().astype(np.uint8).transpose(1, 2, 0)).save(file, "PNG")
+    Image.fromarray(pixels).save(file, "PNG")
     return _PREFIX + base64.b64encode(file.getvalue()).decode()
+
+
+@lru_cache(128)
+def _pixels(value: str) -> np.ndarray:
+    """[H, W, 3], 8 bits: kept, so that the images of one prompt read its picture once. Not to be written to."""
+    with _opened(value) as image:
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+@contextmanager
+def _opened(value: str) -> Iterator[Image.Image]:
+    try:
+        file = io.BytesIO(base64.b64decode(value.removeprefix(_PREFIX))) if value.startswith(_PREFIX) else value
+        with Image.open(file) as image:
+            yield image
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise ValueError(
+            f"{shown(value)} cannot be read as a picture ({error}): give the path of a PNG or JPEG"
+        ) from error
 
 
 def located(value: object, folder: Path, place: str) -> str:

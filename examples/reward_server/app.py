@@ -89,7 +89,7 @@ def create_app(batchers: Mapping[str, Batcher], token: str | None, limits: Limit
             body = await read_body(request, limits, share)
             batch = await anyio.to_thread.run_sync(wire.decode, body, content_type, limits, limiter=decoders)
             del body
-            share.hold(batch.images.nbytes)
+            share.hold(batch.nbytes)
             scores = await _answer(batchers[reward], batch, request, limits.score_seconds)
         return JSONResponse({"scores": scores, "seconds": round(time.perf_counter() - began, 4)})
 

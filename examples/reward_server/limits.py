@@ -20,10 +20,11 @@ class Refused(Exception):
 class Limits:
     """Upper bounds; what exceeds one is refused before it is held in memory or decoded.
 
-    Of one request: ``body`` bytes, ``images``, ``pixels`` of an image, ``decoded`` bytes of all its images as uint8,
-    ``prompt`` characters, ``metadata`` bytes per image as JSON, nested at most ``depth`` deep, ``values`` in the JSON
-    text (braces, brackets and commas are counted), ``upload_seconds`` from first to last byte, ``score_seconds`` from
-    then to the answer. Of all requests: ``memory`` bytes at once, and ``queue`` requests waiting per reward: more than
+    Of one request: ``body`` bytes, ``images``, ``pixels`` of an image or of a picture in metadata, ``decoded`` bytes of
+    all its images as uint8, and as many of its pictures, ``prompt`` characters, ``metadata`` bytes per image as JSON
+    (without the pictures that are given by index), nested at most ``depth`` deep, ``values`` in the JSON text (braces,
+    brackets and commas are counted), ``upload_seconds`` from first to last byte, ``score_seconds`` from then to the
+    answer. Of all requests: ``memory`` bytes at once, and ``queue`` requests waiting per reward: more than
     the processes of a run, each of which sends one at a time.
     """
 

@@ -9,6 +9,9 @@ A request is ``POST /score/{reward}`` with one of two bodies, told apart by ``Co
     What ``numpy.savez(file, images=images, request=text)`` writes: ``images`` uint8 [B, H, W, 3], ``text`` the JSON
     of ``{"prompts": [...], "metadata": [...]}``. ``savez_compressed`` will do as well.
 
+Metadata named "image" and "mask" are pictures, and each picture travels once: a request with the field
+``"pictures": [data URL, ...]`` beside prompts has indices into it there (``reward_server.pictures``).
+
 Images have 8 bits per channel in both: a float image x in [0, 1] is sent as round(255 x) and scored as that / 255, so
 it moves by at most 1/510. An image that came from 8 bits arrives bit for bit. The answer is
 ``{"scores": [0.3, null, ...], "seconds": 0.02}``, one entry per image, null where the reward does not apply (NaN on
@@ -27,6 +30,7 @@ import numpy as np
 
 from .files import decode_pngs, encode_png, unpack_npz
 from .limits import Limits, Refused
+from .pictures import gather, scatter, size_of
 
 PROTOCOL = 1
 JSON, NPZ = "application/json", "application/x-npz"
@@ -43,10 +47,16 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its images and of its pictures' texts."""
+        return self.images.nbytes + size_of(self.metadata)
+
 
 def encode(batch: Batch, content_type: str) -> bytes:
     """The body of a request; ``ValueError`` where the metadata are not JSON (NaN included)."""
-    texts = {"prompts": batch.prompts, "metadata": batch.metadata}
+    metadata, pictures = gather(batch.metadata)
+    texts = {"prompts": batch.prompts, "metadata": metadata, **({"pictures": pictures} if pictures else {})}
     try:
         if content_type == JSON:
             images = [base64.b64encode(encode_png(image)).decode() for image in batch.images]
@@ -104,9 +114,11 @@ def _fields(text: bytes, limits: Limits, required: set[str]) -> dict[str, Any]:
     except ValueError as error:
         raise Refused(400, f"not JSON: {error}") from None
     names = set(fields) if isinstance(fields, dict) else None
-    if names is None or not required <= names or names - required - {"metadata"}:
+    if names is None or not required <= names or names - required - {"metadata", "pictures"}:
         expected = ", ".join(sorted(required))
-        raise Refused(422, f"the JSON must be an object with {expected} and, if you like, metadata; nothing else")
+        raise Refused(
+            422, f"the JSON must be an object with {expected} and, if you like, metadata and pictures; nothing else"
+        )
     return fields
 
 
@@ -126,7 +138,7 @@ def _texts(fields: dict[str, Any], limits: Limits) -> tuple[list[str], list[dict
             raise Refused(422, f"metadata {i} is nested deeper than {limits.depth}")
         if len(_utf8(json.dumps(facts, ensure_ascii=False))) > limits.metadata:
             raise Refused(413, f"metadata {i} has more than {limits.metadata} bytes as JSON")
-    return prompts, metadata
+    return prompts, scatter(metadata, fields.get("pictures", []), limits)
 
 
 def _within(value: Any, depth: int) -> bool:

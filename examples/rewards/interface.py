@@ -12,8 +12,12 @@ class Reward(Protocol):
     """Scores images; larger is better.
 
     ``images`` [B, 3, H, W] float32 in [0, 1], on the CPU; ``prompts`` and ``metadata`` have B entries, the latter JSON
-    values. Returns scores [B], float32 on the CPU; NaN where the reward does not apply to a sample. One reward is
-    called by one thread at a time. An input that cannot be scored raises ``ValueError``; a NaN never stands for one.
+    values, of which "image" and "mask" are pictures (``prompts.pictures``). Returns scores [B], float32 on the CPU; NaN
+    where the reward does not apply to a sample. One reward is called by one thread at a time. An input that cannot be
+    scored raises ``ValueError``; a NaN never stands for one.
+
+    A reward with the attribute ``takes_video = True`` gets videos [B, F, 3, H, W] instead, and refuses images. The
+    scorer shows the frames of videos to all others as images (``video_frames``).
     """
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor: ...

@@ -14,6 +14,7 @@ import torch
 from quiet import quiet
 
 from .interface import Reward
+from .prefixed import Prefixed
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -26,6 +27,11 @@ FACTORIES = {
     "imagereward": "rewards.image_reward:imagereward",
     "ocr": "rewards.ocr:ocr",
     "geneval": "rewards.geneval:geneval",
+    "source_preservation": "rewards.source_preservation:source_preservation",
+    "edit_adherence": "rewards.edit_adherence:edit_adherence",
+    "edit_judge": "rewards.edit_judge:edit_judge",
+    "clip_style": "rewards.clip_style:clip_style",
+    "temporal_consistency": "rewards.temporal_consistency:temporal_consistency",
     "reading": "rewards.tiny_world:reading",
     "composition": "rewards.tiny_world:composition",
     "colour": "rewards.tiny_world:colour",
@@ -46,8 +52,10 @@ class RewardSettings:
     ``weight``: its factor in the weighted sum, its fixed α under ``equal``, its prior under ``marble``. ``scale``
     multiplies the score before anything else (the recipe divides PickScore by 26). ``device``, ``dtype`` ("float32",
     "float16", "bfloat16") and ``batch_size`` say where and how the model runs. ``url``: the address of a reward server
-    that has this reward; nothing is then loaded here. ``options`` go to the reward: ``{"model": "/weights/pickscore"}``
-    instead of its hub id. Raises ``ValueError`` for values that no reward can have, before anything is loaded.
+    that has this reward; nothing is then loaded here. ``prefix`` is put before every prompt that it reads ("a pencil
+    sketch of "). ``frame_stride``: of videos it sees every so-many-th frame, the first included; a reward of images
+    scores the mean over them. ``options`` go to the reward: ``{"model": "/weights/pickscore"}`` instead of its hub id.
+    Raises ``ValueError`` for values that no reward can have, before anything is loaded.
     """
 
     weight: float = 1.0
@@ -56,6 +64,8 @@ class RewardSettings:
     dtype: str = "float32"
     batch_size: int = 16
     url: str = ""
+    prefix: str = ""
+    frame_stride: int = 1
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -65,6 +75,8 @@ class RewardSettings:
             raise ValueError(f"a reward's dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got {self.dtype!r}")
         if self.batch_size < 1:
             raise ValueError(f"a reward's batch_size must be at least 1, got {self.batch_size}")
+        if self.frame_stride < 1:
+            raise ValueError(f"a reward's frame_stride must be at least 1, got {self.frame_stride}")
         try:
             torch.device(self.device)
         except RuntimeError as error:
@@ -72,11 +84,16 @@ class RewardSettings:
 
 
 def build(name: str, settings: RewardSettings) -> Reward:
-    """The reward ``name``, ready to score.
+    """The reward ``name``, ready to score prompts with ``settings.prefix`` before them.
 
     Raises ``ValueError`` for an unknown name, a GPU that is not there, or weights that cannot be loaded, and
     ``ImportError`` with the install command where a package is missing.
     """
+    reward = _build(name, settings)
+    return Prefixed(reward, settings.prefix) if settings.prefix else reward
+
+
+def _build(name: str, settings: RewardSettings) -> Reward:
     if settings.url:
         from .remote import RemoteReward
 

@@ -18,6 +18,7 @@ from reward_server.client import Connection, Patience, Unavailable, token_of_env
 
 from .interface import Metadata
 from .registry import RewardSettings
+from .remote_parts import parts, portable
 
 logger = logging.getLogger(__name__)
 FORMATS = {"npz": wire.NPZ, "png": wire.JSON}
@@ -27,11 +28,13 @@ FORMATS = {"npz": wire.NPZ, "png": wire.JSON}
 class RemoteOptions(Patience):
     """``settings.options`` of a remote reward.
 
-    ``format``: "npz" (3 bytes per pixel, nothing to compute) or "png" (fewer bytes, for a slow network).
-    ``cool_down``: for so many seconds after a failure a batch gets one hurried attempt instead of all retries.
+    ``format``: "npz" (3 bytes per pixel, nothing to compute) or "png" (fewer bytes, for a slow network). ``pictures``:
+    whether the pictures in the metadata (an edit's source and mask) go along; a reward that does not look at them does
+    without. ``cool_down``: for so many seconds after a failure a batch gets one hurried attempt instead of all retries.
     """
 
     format: str = "npz"
+    pictures: bool = True
     cool_down: float = 30.0
 
 
@@ -39,7 +42,8 @@ class RemoteReward:
     """The reward ``name`` of the server at ``url``.
 
     Images are sent in requests of at most ``settings.batch_size``, with 8 bits per channel: float images are rounded,
-    by at most 1/510. The token comes from MARBLE_REWARD_TOKEN.
+    by at most 1/510. Pictures in the metadata are sent as data URLs, each once per request, so that the server needs no
+    file of this machine. The token comes from MARBLE_REWARD_TOKEN.
 
     Construction asks the server for its rewards: ``ConnectionError`` where nobody answers (a run should not start
     without its rewards), ``ValueError`` for a wrong address, option or token, or a reward that the server lacks.
@@ -79,13 +83,10 @@ class RemoteReward:
             raise ValueError("{} images, {} prompts and {} metadata: give B of each".format(*counts))
         if (size := pixels.shape[1] * pixels.shape[2]) > self._limits["pixels"]:
             raise ValueError(f"images of {size} pixels, the server takes at most {self._limits['pixels']}")
-        # Twice 3 bytes per pixel, for the base64 of a PNG of noise.
-        fitting = max(1, self._limits["body"] // (6 * max(1, size)))
-        count = min(self.batch_size, self._limits["images"], fitting)
+        sent = [portable(facts, self.options.pictures) for facts in metadata]
         scores: list[float] = []
-        for i in range(0, len(pixels), count):
-            part = slice(i, i + count)
-            scores += self._scores(wire.Batch(pixels[part], list(prompts[part]), [dict(m) for m in metadata[part]]))
+        for part in parts(sent, size, min(self.batch_size, self._limits["images"]), self._limits["body"]):
+            scores += self._scores(wire.Batch(pixels[part], list(prompts[part]), sent[part]))
         return torch.tensor(scores)
 
     def _scores(self, batch: wire.Batch) -> list[float]:
@@ -145,6 +146,8 @@ def _options(given: dict[str, Any]) -> RemoteOptions:
         positive = name in ("timeout", "hurry")
         if type(value) not in (int, float) or not 0 <= value < math.inf or (positive and not value):
             raise ValueError(f"{name} must be a number {'above' if positive else 'from'} 0, got {value!r}")
+    if type(options.pictures) is not bool:
+        raise ValueError(f"pictures must be true or false, got {options.pictures!r}")
     if type(options.retries) is not int:
         raise ValueError(f"retries must be an integer, got {options.retries!r}")
     return options

@@ -13,6 +13,7 @@ from prompts.prompt import Prompt
 
 from .interface import Metadata, Reward
 from .registry import RewardSettings, build
+from .video_frames import check_videos, score_frames, takes_video
 
 
 class Scorer:
@@ -37,18 +38,25 @@ class Scorer:
         self._pending: list[tuple[int, list[Future[tuple[Tensor, float]]]]] = []
 
     def submit(self, images: Tensor, prompts: Sequence[Prompt]) -> None:
-        """Start scoring ``images`` [N, 3, H, W], values in [0, 1], on any device, and return at once.
+        """Start scoring images [N, 3, H, W] or videos [N, F, 3, H, W] in [0, 1], on any device, and return at once.
 
         They are copied: the caller may overwrite them. The rewards share the copy and do not write to it. ``prompts``
         has N entries; rewards read their metadata and, as ``metadata["source"]``, their source. Raises ``ValueError``
-        for another shape or number of prompts, and ``RuntimeError`` after :meth:`close`.
+        for another shape or number of prompts, or images where a reward takes videos, and ``RuntimeError`` after
+        :meth:`close`.
         """
         if self._closed:
             raise RuntimeError("this scorer is closed")
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise ValueError(f"images must be floats [N, 3, H, W], got {images.dtype} {list(images.shape)}")
+        if images.ndim not in (4, 5) or images.shape[-3] != 3 or not images.is_floating_point():
+            got = f"{images.dtype} {list(images.shape)}"
+            raise ValueError(f"images must be floats [N, 3, H, W], or videos [N, F, 3, H, W], got {got}")
+        if images.ndim == 5 and not images.shape[1]:
+            raise ValueError(f"videos must have frames, got {list(images.shape)}")
         if len(prompts) != len(images):
             raise ValueError(f"one prompt per image: got {len(prompts)} prompts for {len(images)} images")
+        for name, worker in zip(self.names, self._workers, strict=True):
+            if worker.takes_video:
+                check_videos(images, f"reward {name!r}")
         if not len(images):
             return
         copy = images.detach().to(device="cpu", dtype=torch.float32, copy=True)
@@ -109,7 +117,8 @@ class _Worker:
     """One reward and its thread."""
 
     def __init__(self, name: str, reward: Reward, settings: RewardSettings):
-        self._reward, self._scale = reward, settings.scale
+        self._reward, self._scale, self._stride = reward, settings.scale, settings.frame_stride
+        self.takes_video = takes_video(reward)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"reward {name}")
         self._stream = None
         if not settings.url and torch.device(settings.device).type == "cuda":
@@ -128,7 +137,7 @@ class _Worker:
     def _score(self, images: Tensor, texts: Sequence[str], metadata: Sequence[Metadata]) -> tuple[Tensor, float]:
         start = perf_counter()
         with torch.cuda.stream(self._stream) if self._stream else nullcontext():
-            scores = self._reward(images, texts, metadata)
+            scores = score_frames(self._reward, images, texts, metadata, self._stride)
         _check(scores, len(images))
         return scores * self._scale, perf_counter() - start
 

@@ -8,15 +8,15 @@ TOLERANCE = 0.05
 
 
 def adherence(image: Tensor, source: Tensor, mask: Tensor, colour: Tensor) -> Tensor:
-    """How far the shape went from its old colour to the new one, in [0, 1]: 0 unchanged, 1 there.
+    """How far the shape went from its old colour to the new one: 0 unchanged, 1 there, below 0 further away.
 
-    1 − |x − c| / |s − c|, at least 0, averaged over the pixels of ``mask`` [H, W]; |·| is the Euclidean distance in
-    RGB, x ``image`` and s ``source`` [3, H, W], c ``colour`` [3].
+    1 − |x − c| / |s − c| averaged over the pixels of ``mask`` [H, W]; |·| is the Euclidean distance in RGB, x ``image``
+    and s ``source`` [3, H, W], c ``colour`` [3].
     """
     aim = colour[:, None]
     result, before = image[:, mask], source[:, mask]
     left = (result - aim).norm(dim=0) / (before - aim).norm(dim=0)
-    return (1 - left).clamp_min(0).mean()
+    return (1 - left).mean()
 
 
 def preservation(image: Tensor, source: Tensor, mask: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 
 import torch
+from torch import nn
 
 from backbones.interface import Backbone, repeat
 from prompts.prompt import Prompt
@@ -20,7 +21,7 @@ def sizes_of(backbone: Backbone, prompt: Prompt) -> ModelSizes:
     The tokens are those of the image's patches and of the longest conditioning; activations are taken to be of the type
     that most frozen weights have.
 
-    Raises ``ValueError``: no trainable LoRA weights, or a transformer whose config does not tell its width and layers.
+    Raises ``ValueError``: no trainable LoRA weights, or a transformer whose config does not tell its width.
     """
     lora = {name: p for name, p in backbone.transformer.named_parameters() if ".lora_" in name}
     trained = sum(p.numel() for p in lora.values() if p.requires_grad)
@@ -33,7 +34,7 @@ def sizes_of(backbone: Backbone, prompt: Prompt) -> ModelSizes:
     frozen_bytes = sum(size * count for size, count in itemsizes.items())
     config = backbone.transformer.config
     try:
-        width, layers = config.num_attention_heads * config.attention_head_dim, config.num_layers
+        width = config.num_attention_heads * config.attention_head_dim
     except AttributeError as error:
         raise ValueError(f"the transformer's config does not tell its size ({error}): make a ModelSizes") from error
     conditioning = backbone.encode([prompt])
@@ -44,7 +45,7 @@ def sizes_of(backbone: Backbone, prompt: Prompt) -> ModelSizes:
         adapters=sum(p.numel() for p in lora.values()) // trained,
         tokens=backbone.tokens + text,
         width=width,
-        layers=layers + getattr(config, "num_single_layers", 0),
+        layers=sum(len(each) for each in backbone.transformer.children() if isinstance(each, nn.ModuleList)),
         value_bytes=itemsizes.most_common(1)[0][0],
         prompt_bytes=sum(tensor.numel() * tensor.element_size() for tensor in conditioning.values()),
     )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from backbones.interface import Backbone
 from backbones.preferred import PreferredBackbone
-from marble_opt.preferences import PreferenceConditioning, install
+from marble_opt.preferences import PreferenceConditioning, conditioning_width, install
 
 from .adapters import Adapters
 
@@ -41,7 +41,7 @@ class PreferenceAdapters(Adapters):
         self.active: str | None = names[0]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            width = _width(transformer)
+            width = conditioning_width(transformer)
             self.conditionings = {
                 name: PreferenceConditioning(rewards, width, frequencies=frequencies) for name in names
             }
@@ -76,9 +76,3 @@ class PreferenceAdapters(Adapters):
                 yield
         finally:
             self.active = before
-
-
-def _width(transformer: nn.Module) -> int:
-    """D: what the AdaLN of a block reads."""
-    blocks = transformer.get_submodule("transformer_blocks")
-    return int(blocks.get_submodule("0.norm1.linear").get_parameter("weight").shape[1])

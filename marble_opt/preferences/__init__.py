@@ -1,5 +1,6 @@
 """Models conditioned on a preference between rewards (ParetoSlider, arXiv 2604.20816), and how to balance them."""
 
+from .anatomy import conditioning_width
 from .bucket_means import BucketMeans
 from .buckets import BucketBalancer, balance_buckets, bucket_advantages, bucket_rewards
 from .conditioning import PreferenceConditioning
@@ -20,6 +21,7 @@ __all__ = [
     "bucket_advantages",
     "bucket_rewards",
     "check_preferences",
+    "conditioning_width",
     "install",
     "linear",
     "nearest",

@@ -47,7 +47,7 @@ class PreferenceConditioning(nn.Module):
     with SiLU between layers. The last layer of both starts at zero, so that the conditioned model is the base bit for
     bit until it is trained. :func:`install` puts it on a transformer; its parameters stay its own:
 
-        conditioning = PreferenceConditioning(["photo", "sketch"], width=transformer.inner_dim)
+        conditioning = PreferenceConditioning(["photo", "sketch"], width=preferences.conditioning_width(transformer))
         handle = preferences.install(transformer, conditioning)
         with conditioning.preference(omega):
             v = transformer(...)
@@ -57,7 +57,7 @@ class PreferenceConditioning(nn.Module):
 
     Args:
         rewards: names of the M rewards, in the order of ω; saved with the weights.
-        width: D, 1536 in SD3.5-M (then 9.5 million parameters).
+        width: D, what :func:`conditioning_width` says: 1536 in SD3.5-M (then 9.5 million parameters), 3072 in Flux.
         frequencies: F. The finest period of the features in ω is 2^(2 − F); larger F resolves ω more sharply and
             interpolates less smoothly.
 

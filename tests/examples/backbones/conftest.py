@@ -6,6 +6,18 @@ from make_pipeline import make
 
 
 @pytest.fixture(scope="session")
+def tiny_kontext(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved Flux Kontext pipeline with random weights; not to be changed."""
+    return make(tmp_path_factory.mktemp("kontext") / "tiny", "kontext")
+
+
+@pytest.fixture(scope="session")
 def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved SD3.5 pipeline with random weights; not to be changed."""
     return make(tmp_path_factory.mktemp("sd3") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_ltx2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved LTX-2 pipeline with random weights; not to be changed."""
+    return make(tmp_path_factory.mktemp("ltx2") / "tiny", "ltx2")

@@ -221,8 +221,45 @@ def _json_cases() -> dict[str, Any]:
         "deeper than Python": (422, b"[" * 4900),
         "many values": (413, b'{"images": [' + b"1," * 20_000 + b'1], "prompts": []}'),
         "a number of 5000 digits": (400, text([image], metadata=[{"x": 12345}]).replace(b"12345", b"1" * 5000)),
+        **_picture_cases(image),
         **{f"metadata with {name}": (400, body) for name, body in numbers.items()},
     }
+
+
+def _picture_cases(image: bytes) -> dict[str, Any]:
+    def sent(value: Any, *pictures: Any) -> bytes:
+        return text([image], metadata=[{"image": value}], pictures=[*pictures])
+
+    small, large = data_url(png()), data_url(png(130, 130))
+    return {
+        "a path of the server": (422, sent("/etc/hostname")),
+        "an address": (422, sent("http://127.0.0.1/image.png")),
+        "a picture that is a number": (422, sent(0.5, small)),
+        "a picture that is true": (422, sent(True, small, small)),
+        "a picture that is not there": (422, sent(1, small)),
+        "a negative index": (422, sent(-1, small)),
+        "a mask that is a list": (422, text([image], metadata=[{"mask": [0]}], pictures=[small])),
+        "pictures that are no list": (422, text([image], pictures=small)),
+        "pictures that are numbers": (422, sent(0, 1)),
+        "pictures that are paths": (422, sent(0, "/etc/hostname")),
+        "a picture that is not base64": (400, sent(0, data_url(b"") + "%%%")),
+        "a picture of nothing": (400, sent(data_url(b""))),
+        "a picture that is a JPEG": (400, sent(0, data_url(_jpeg()))),
+        "a large picture": (413, sent(0, large)),
+        "a large picture that nobody reads": (413, text([image], pictures=[large])),
+        "a huge picture": (413, sent(0, data_url(huge_png(9000, 9000)))),
+        "the hugest picture": (400, sent(0, data_url(huge_png(100_000, 100_000)))),
+        "a picture of two headers": (413, sent(0, data_url(two_headers()))),
+        "pictures that decode to too much": (
+            413,
+            text([image], pictures=[data_url(png(128, 120 + i)) for i in range(8)]),
+        ),
+        "more pictures than samples have": (413, text([image], pictures=[small] * 17)),
+    }
+
+
+def data_url(file: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(file).decode()
 
 
 _NUMBERS = ("NaN", "Infinity", "-Infinity", "1e999", "-1e400")

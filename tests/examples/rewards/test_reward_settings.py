@@ -6,6 +6,7 @@ import omegaconf
 import pytest
 
 from rewards.registry import RewardSettings, build
+from trainer.config import load_config
 
 
 @pytest.mark.parametrize(
@@ -16,6 +17,7 @@ from rewards.registry import RewardSettings, build
         ({"device": "cuda:first"}, "got 'cuda:first'"),
         ({"device": ""}, "got ''"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"frame_stride": 0}, "frame_stride must be at least 1, got 0"),
         ({"weight": math.nan}, "weight and scale must be finite, got nan and 1.0"),
         ({"scale": math.inf}, "weight and scale must be finite, got 1.0 and inf"),
     ],
@@ -39,9 +41,25 @@ def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch: pytest.Monke
 def test_settings_are_a_structured_config() -> None:
     schema = omegaconf.OmegaConf.structured(RewardSettings)
     values = {"scale": 1 / 26, "dtype": "float16", "options": {"model": "/weights"}}
+    values |= {"prefix": "a pencil sketch of ", "frame_stride": 4}
     merged = omegaconf.OmegaConf.to_object(omegaconf.OmegaConf.merge(schema, values))
-    assert merged == RewardSettings(scale=1 / 26, dtype="float16", options={"model": "/weights"})
+    assert merged == RewardSettings(
+        scale=1 / 26, dtype="float16", prefix="a pencil sketch of ", frame_stride=4, options={"model": "/weights"}
+    )
     with pytest.raises(omegaconf.errors.ConfigKeyError):
         omegaconf.OmegaConf.merge(schema, {"batchsize": 3})
     with pytest.raises(ValueError, match="dtype must be"):
         omegaconf.OmegaConf.to_object(omegaconf.OmegaConf.merge(schema, {"dtype": "half"}))
+
+
+def test_a_run_takes_prefix_and_stride_from_its_config_and_a_resumed_one_keeps_them() -> None:
+    changes = ["rewards.colour.prefix='a sketch of '", "rewards.colour.frame_stride=2"]
+    config = load_config("tiny", changes)
+    assert (config.rewards["colour"].prefix, config.rewards["colour"].frame_stride) == ("a sketch of ", 2)
+    assert (config.rewards["clean"].prefix, config.rewards["clean"].frame_stride) == ("", 1)
+    config.check_same(load_config("tiny", changes).as_dict())
+    for change in changes:
+        with pytest.raises(ValueError, match=r"other settings \(rewards\.colour"):
+            load_config("tiny", [change]).check_same(config.as_dict())
+    with pytest.raises(ValueError, match="frame_stride must be at least 1, got 0"):
+        load_config("tiny", ["rewards.colour.frame_stride=0"])

@@ -213,7 +213,7 @@ def test_nothing_submitted_and_empty_batches_give_no_columns(new: Callable[..., 
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(2, 4, 4, 3), r"images must be floats \[N, 3, H, W\], got torch.float32 \[2, 4, 4, 3\]"),
+        (torch.zeros(2, 4, 4, 3), r"images must be floats .*, got torch.float32 \[2, 4, 4, 3\]"),
         (torch.zeros(3, 4, 4), "images must be floats"),
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "got torch.uint8"),
         (torch.zeros(3, 3, 4, 4), "one prompt per image: got 2 prompts for 3 images"),

@@ -6,9 +6,11 @@ from pathlib import Path
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
+from torch.nn.functional import normalize
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from rewards.clip_model import ImageProcessor
+from rewards.pil_images import pil_images
 
 SIZE = 16
 CONTEXT = 24
@@ -53,3 +55,19 @@ def images(count: int = len(PROMPTS), height: int = 24, width: int = 24, seed: i
     """Smooth random images [N, 3, H, W], so that a resampling keeps their differences."""
     noise = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.interpolate(noise, (height, width), mode="bilinear")
+
+
+@torch.no_grad()
+def embed_images(folder: str, images: Tensor) -> Tensor:
+    """Unit embeddings [N, D] in fp64, by plain transformers calls."""
+    model = CLIPModel.from_pretrained(folder).double().eval()
+    pixels = ImageProcessor.from_pretrained(folder)(images=pil_images(images), return_tensors="pt")["pixel_values"]
+    return normalize(model.visual_projection(model.vision_model(pixel_values=pixels.double()).pooler_output), dim=-1)
+
+
+@torch.no_grad()
+def embed_texts(folder: str, texts: list[str]) -> Tensor:
+    """Unit embeddings [N, D] in fp64, one text at a time."""
+    model, tokenizer = CLIPModel.from_pretrained(folder).double().eval(), AutoTokenizer.from_pretrained(folder)
+    rows = [model.text_model(**tokenizer(text, return_tensors="pt")).pooler_output for text in texts]
+    return normalize(model.text_projection(torch.cat(rows)), dim=-1)

@@ -1,0 +1,62 @@
+"""Which sizes Flux Kontext's images may have: as many pixels as a square, in several aspect ratios."""
+
+from diffusers import FluxKontextPipeline
+from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
+
+from .saved_pipeline import check_multiple
+
+# Width and height in pixels.
+Size = tuple[int, int]
+# The side of the square that the sizes of the pipeline's list have as many pixels as.
+_SIDE = 1024
+# The list ends at 7 : 3; what is longer is squeezed into it, up to here.
+MOST_RATIO = 3.0
+
+
+def side_of(pipeline: FluxKontextPipeline, resolution: int) -> int:
+    """Side in pixels of the square images; ``resolution``, or for 0 that of the images its VAE was trained on (1024).
+
+    Raises ``ValueError`` for one that the patches do not fit.
+    """
+    side = resolution or pipeline.vae.config.sample_size
+    check_multiple(side, step_of(pipeline))
+    return side
+
+
+def step_of(pipeline: FluxKontextPipeline) -> int:
+    """Pixels per token along a side: the VAE's factor (8) times the patch (2)."""
+    return 2 * pipeline.vae_scale_factor
+
+
+def offered(side: int, step: int) -> list[Size]:
+    """The sizes for squares of ``side`` pixels, a multiple of ``step``: those that Kontext was trained on.
+
+    The pipeline's list is for 1024 pixels. For another side both lengths are scaled and rounded to multiples of
+    ``step``, and sizes that become equal are one; then their numbers of pixels differ by more (at 512 by up to 3 %).
+    """
+    return sorted({(_rounded(w * side / _SIDE, step), _rounded(h * side / _SIDE, step)) for w, h in _listed()})
+
+
+def nearest(picture: Size, sizes: list[Size], step: int) -> Size:
+    """The one of ``sizes`` whose aspect ratio is nearest to the one of ``picture``, by the pipeline's rule.
+
+    Raises ``ValueError`` for a picture with a side below ``step`` pixels, or longer than :data:`MOST_RATIO` : 1.
+    """
+    width, height = picture
+    if min(picture) < step:
+        raise ValueError(f"{width} x {height} pixels are too few: both sides must be at least {step}, enlarge it")
+    if not max(picture) <= MOST_RATIO * min(picture):
+        raise ValueError(
+            f"{width} x {height} pixels are too long: one side may be {MOST_RATIO:g} times the other at most, crop it"
+        )
+    # The pipeline looks at whole tokens.
+    ratio = (width - width % step) / (height - height % step)
+    return min(sizes, key=lambda size: (abs(ratio - size[0] / size[1]), size))
+
+
+def _listed() -> list[Size]:
+    return [(width, height) for width, height in PREFERRED_KONTEXT_RESOLUTIONS]
+
+
+def _rounded(length: float, step: int) -> int:
+    return max(round(length / step), 1) * step
