@@ -23,12 +23,12 @@ def track(videos: Tensor) -> tuple[Tensor, Tensor]:
     """Where the shape is: centres [B, F, 2] (right, down) in pixels, and whether each frame shows one [B, F].
 
     d is a pixel's distance in RGB from its frame's background, the median over pixels of each channel. The centre is
-    the mean place of the pixels weighted by max(d − max d / 2, 0). A frame with max d < 0.08 shows nothing.
+    the mean place of the pixels weighted by max(d − max d / 4, 0). A frame with max d < 0.08 shows nothing.
     """
     background = videos.flatten(3).median(-1).values[..., None, None]
     distance = (videos - background).norm(dim=2)
     largest = distance.amax((-2, -1))
-    weight = (distance - largest[..., None, None] / 2).clamp(min=0)
+    weight = (distance - largest[..., None, None] / 4).clamp(min=0)
     down = torch.arange(videos.shape[-2], dtype=videos.dtype, device=videos.device)
     right = torch.arange(videos.shape[-1], dtype=videos.dtype, device=videos.device)
     total = weight.sum((-2, -1)).clamp(min=1e-6)
