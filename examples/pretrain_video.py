@@ -45,7 +45,7 @@ def flow_loss(pipeline: LTX2Pipeline, latents: Tensor, hidden: Tensor, mask: Ten
     """Mean squared velocity error at logit-normal times, for normalised latents [B, C, F, H, W] and the text encoder's
     states and mask of their captions."""
     noise = torch.randn_like(latents)
-    t = torch.sigmoid(torch.randn(len(latents)) + 0.3)
+    t = torch.sigmoid(torch.randn(len(latents)) + 0.5)
     x = torch.lerp(latents, noise, t[:, None, None, None, None])
     sequence, audio, mask = pipeline.connectors(hidden, mask, padding_side="left")
     frames, height, width = latents.shape[2:]
@@ -154,7 +154,8 @@ def save(pipeline: LTX2Pipeline, folder: Path, kept: set[str], facts: dict) -> N
     folder.mkdir(parents=True, exist_ok=True)
     with quiet():
         for name, part in pipeline.components.items():
-            if isinstance(part, nn.Module):
+            # transformers would load the encoder in the precision it was saved in.
+            if isinstance(part, nn.Module) and name != "text_encoder":
                 # Not the classes' own ``to``, which warns about parts that they load in fp32.
                 nn.Module.to(part, torch.float16)
             if part is not None and name not in kept:
@@ -172,7 +173,7 @@ def main() -> None:
     parser.add_argument(
         "--flow-minutes", type=float, default=20, help="for the transformer and the connectors; 0: keep the folder's"
     )
-    parser.add_argument("--videos", type=int, default=12288, help="that the flow is trained on")
+    parser.add_argument("--videos", type=int, default=16384, help="that the flow is trained on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=CHECKPOINT)
     arguments = parser.parse_args()
@@ -186,7 +187,7 @@ def main() -> None:
     else:
         kept |= {"vae"}
     if arguments.flow_minutes:
-        losses = flow_losses(pipeline, *cache(components, arguments.videos, rng), 64, rng)
+        losses = flow_losses(pipeline, *cache(components, arguments.videos, rng), 96, rng)
         flow = nn.ModuleList([pipeline.transformer, pipeline.connectors])
         facts["flow"] = train("flow", flow, losses, arguments.flow_minutes, 2e-3, 0.995)
     else:

@@ -13,13 +13,13 @@ from .captions import split
 from .parts import LATENT_CHANNELS, RATIOS
 from .render import random_batch
 
-_SEED, _VIDEOS = 1, 800
+_SEED, _VIDEOS = 1, 2400
 
 
 class Components:
-    """Whitened principal components of cells of 4 frames x 8 x 8 pixels, from 800 rendered videos, always the same.
+    """Whitened principal components of cells of 4 frames x 16 x 16 pixels, from 2400 rendered videos, always the same.
 
-    ``latents(x)`` of pixels x [B, 3, F, H, W] in [-1, 1] are [B, C, 1 + (F - 1) / 4, H / 8, W / 8], of mean 0 and
+    ``latents(x)`` of pixels x [B, 3, F, H, W] in [-1, 1] are [B, C, 1 + (F - 1) / 4, H / 16, W / 16], of mean 0 and
     variance 1 over the world. The first frame, which has a latent frame of its own, counts four times.
     """
 
@@ -37,7 +37,7 @@ class Components:
 
 
 def _cells(x: Tensor) -> Tensor:
-    """Pixels [B, 3, F, H, W] by cell, [B, F', H', W', 3 · 4 · 8 · 8]."""
+    """Pixels [B, 3, F, H, W] by cell, [B, F', H', W', 3 · 4 · 16 · 16]."""
     time, height, width = RATIOS
     x = torch.cat([x[:, :, :1].expand(-1, -1, time - 1, -1, -1), x], 2)
     x = x.unflatten(4, (-1, width)).unflatten(3, (-1, height)).unflatten(2, (-1, time))
