@@ -45,7 +45,7 @@ def flow_loss(pipeline: LTX2Pipeline, latents: Tensor, hidden: Tensor, mask: Ten
     """Mean squared velocity error at logit-normal times, for normalised latents [B, C, F, H, W] and the text encoder's
     states and mask of their captions."""
     noise = torch.randn_like(latents)
-    t = torch.sigmoid(torch.randn(len(latents)) + 0.5)
+    t = torch.sigmoid(torch.randn(len(latents)) + 0.7)
     x = torch.lerp(latents, noise, t[:, None, None, None, None])
     sequence, audio, mask = pipeline.connectors(hidden, mask, padding_side="left")
     frames, height, width = latents.shape[2:]
@@ -102,7 +102,9 @@ def train(
             bar.update(int(time.monotonic() - start) - bar.n)
             bar.set_postfix(steps=len(values), loss=f"{np.mean(values[-100:]):.4f}", refresh=False)
     modules.load_state_dict(moving.module.state_dict())
-    return {"minutes": round(elapsed / 60, 1), "batches": len(values), "loss": round(float(np.mean(values[-100:])), 5)}
+    loss = round(float(np.mean(values[-100:])), 5)
+    facts = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"minutes": round(elapsed / 60, 1), "batches": len(values), "loss": loss, **facts}
 
 
 def vae_losses(
@@ -149,6 +151,12 @@ def cache(components: Components, videos: int, rng: np.random.Generator) -> tupl
     return torch.cat(latents), texts
 
 
+def load(folder: Path) -> LTX2Pipeline:
+    """The pipeline of a folder in fp32, quietly."""
+    with quiet():
+        return LTX2Pipeline.from_pretrained(folder, torch_dtype=torch.float32)
+
+
 def save(pipeline: LTX2Pipeline, folder: Path, kept: set[str], facts: dict) -> None:
     """Write the pipeline but the parts ``kept``, in fp16, which halves the shipped checkpoint, and the facts."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +171,8 @@ def save(pipeline: LTX2Pipeline, folder: Path, kept: set[str], facts: dict) -> N
         pipeline.save_config(folder)
     file = folder / "pretraining.json"
     known = json.loads(file.read_text()) if file.is_file() else {}
-    file.write_text(json.dumps({**known, **facts}, indent=2) + "\n")
+    runs = {name: [*known.get(name, []), run] for name, run in facts.items()}
+    file.write_text(json.dumps({**known, **runs}, indent=2) + "\n")
 
 
 def main() -> None:
@@ -176,11 +185,13 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=16384, help="that the flow is trained on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=CHECKPOINT)
+    parser.add_argument("--resume", action="store_true", help="go on from the pipeline in the output folder")
     arguments = parser.parse_args()
     rng = np.random.default_rng(arguments.seed)
-    pipeline, components = LTX2Pipeline(**new_pipeline(arguments.seed)), Components()
+    components, facts, kept = Components(), {}, set()
+    pipeline = load(arguments.output) if arguments.resume else LTX2Pipeline(**new_pipeline(arguments.seed))
     pipeline.text_encoder.requires_grad_(False)
-    facts, kept = {"torch": torch.__version__, "threads": torch.get_num_threads(), "seed": arguments.seed}, set()
+    torch.manual_seed(arguments.seed)
     if arguments.vae_minutes:
         losses = vae_losses(pipeline.vae, components, 8, rng)
         facts["vae"] = train("VAE", nn.ModuleList([pipeline.vae]), losses, arguments.vae_minutes, 1e-3, 0.99)
