@@ -43,7 +43,7 @@ setup(
             "torchjd[quadprog-projector]>=0.18",  # first with that extra, which its UPGrad and DualProj need
         ],
         "examples": [
-            "diffusers>=0.34",  # SD3Transformer2DModel with adapters as used by examples/train.py
+            "diffusers>=0.37",  # first with LTX2Pipeline; Flux's blocks as preferences.install knows them since 0.35
             "peft>=0.15",  # several adapters on a diffusers model
             "transformers",
             "accelerate",  # examples/integrations/flow_grpo_loop.py

@@ -37,20 +37,29 @@ from benchmarks.edit_and_video_runs import (  # noqa: E402  # isort: skip
 ROWS, PLOT = RESULTS / "edit_and_video.jsonl", RESULTS / "edit_and_video.png"
 SEEDS = (0, 1, 2)
 SHOWN_SEED = 0
+PLACES = tuple(tuple(omega.tolist()) for omega in SWEEP)
 
 
 def measure(task: str, method: str, seed: int, output: Path) -> None:
-    """Train, judge, keep the rows; a slider is judged along ω. Of one seed samples are drawn as well."""
+    """Train, judge, keep the rows; a slider is judged along ω."""
     if any((row["task"], row["method"], row["seed"]) == (task, method, seed) for row in rows()):
         return
     trainer, seconds = policy(task, method, seed, output)
-    places = [tuple(omega.tolist()) for omega in SWEEP] if method == "slider" else [None]
-    found = {omega: judged(trainer, omega) for omega in places}
-    keep(task, method, seed, {omega: each.scores for omega, each in found.items()}, seconds)
-    if method == "slider" and seed == SHOWN_SEED:
-        path = RESULTS / f"edit_and_video_{task}.png"
-        draw_samples({_label(trainer, omega): each for omega, each in found.items()}, path)
+    places = PLACES if method == "slider" else (None,)
+    keep(task, method, seed, {omega: judged(trainer, omega).scores for omega in places}, seconds)
     trainer.optimizer.unwatch()
+    trainer.scorer.close()
+
+
+def picture(task: str, output: Path) -> None:
+    """What one slider makes of the first held-out prompts, a row per ω."""
+    trainer, _ = policy(task, "slider", SHOWN_SEED, output)
+    names = [*trainer.config.rewards]
+    found = {
+        "  ".join(f"{name} {share:.2f}" for name, share in zip(names, omega, strict=True)): judged(trainer, omega)
+        for omega in PLACES
+    }
+    draw_samples(found, RESULTS / f"edit_and_video_{task}.png")
     trainer.scorer.close()
 
 
@@ -76,11 +85,6 @@ def rows() -> list[dict]:
     return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
 
 
-def _label(trainer: object, omega: tuple[float, ...] | None) -> str:
-    names = [*trainer.config.rewards]  # type: ignore[attr-defined]
-    return "  ".join(f"{name} {share:.2f}" for name, share in zip(names, omega or (), strict=True))
-
-
 def main() -> None:
     """Parse the command line, measure what is missing, print the table, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,6 +103,8 @@ def main() -> None:
             for seed in arguments.seeds:
                 for method in arguments.methods:
                     measure(task, method, seed, arguments.output)
+            if "slider" in arguments.methods and SHOWN_SEED in arguments.seeds:
+                picture(task, arguments.output)
     print(table(rows()))
     draw(rows(), PLOT)
 

@@ -87,17 +87,15 @@ def draw_samples(found: "Mapping[str, Judged]", path: Path) -> None:
     rows, columns = len(found), len(shown.samples)
     height, width = shown.samples[0].shape[1:]
     scale = 2.6 * columns / (columns * width)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(columns * width * scale, rows * (height * scale + 0.3)), squeeze=False
-    )
-    for row, (label, each) in zip(axes, found.items(), strict=True):
-        for ax, sample, text in zip(row, each.samples, each.texts, strict=True):
+    size = (columns * width * scale + 0.6, rows * height * scale + 0.5)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for number, (label, each) in enumerate(found.items()):
+        for ax, sample, text in zip(axes[number], each.samples, each.texts, strict=True):
             ax.imshow(np.asarray(sample.permute(1, 2, 0)).clip(0, 1), interpolation="nearest")
             ax.set_xticks([])
             ax.set_yticks([])
-            if row is axes[0]:
+            if number == 0:
                 ax.set_title(text, fontsize=9)
-        row[0].set_ylabel(label.replace("  ", "\n"), fontsize=8)
-    figure.tight_layout()
+        axes[number, 0].set_ylabel(label.replace("  ", "\n"), fontsize=8)
     figure.savefig(path, dpi=90)
     plt.close(figure)

@@ -4,9 +4,9 @@
     python benchmarks/gpu_check.py --quick            tests and kernels only
 
 Each part runs in a process of its own and its output is kept in results/gpu_check/; the exit status is that of the
-tests. Rows go to results/kernels.jsonl, results/step_cost.jsonl and results/sd35_epoch.jsonl, and a table of all parts
+tests. Rows go to results/kernels.jsonl, results/step_cost.jsonl and results/epoch.jsonl, and a table of all parts
 is printed last. The epoch writes a pipeline with random weights to runs/medium-sd3 first (8 GB), which the recipe, the
-trainer end to end for one epoch, uses too.
+trainer end to end for one epoch, uses too; those of Flux Kontext and LTX-2 take 27 and 42 GB more.
 """
 
 import argparse
@@ -20,6 +20,8 @@ import torch
 HERE = Path(__file__).parent
 LOGS = HERE / "results" / "gpu_check"
 
+ON_GPU = ("--device", "cuda", "--store")
+CHECKPOINTED = (*ON_GPU, "--checkpointing")
 PARTS = {
     "GPU tests": ["-m", "pytest", "tests/kernels", "-q", "-k", "gpu", "-rs"],
     "all other tests of the kernels": ["-m", "pytest", "tests/kernels", "-q", "-k", "not gpu"],
@@ -31,7 +33,9 @@ PARTS = {
         *("--checkpointing", "--rewards", "5"),
     ],
     "parts of a micro-step": ["benchmarks/step_cost_parts.py", "--model", "sd35", "--device", "cuda"],
-    "an epoch, SD3.5 Medium": ["benchmarks/sd35_epoch.py", "--size", "medium", "--device", "cuda", "--store"],
+    "an epoch, SD3.5 Medium": ["benchmarks/epoch.py", "--kind", "sd3", "--size", "medium", *ON_GPU],
+    "an epoch, Flux Kontext": ["benchmarks/epoch.py", "--kind", "kontext", "--size", "full", *CHECKPOINTED],
+    "an epoch, LTX-2": ["benchmarks/epoch.py", "--kind", "ltx2", "--size", "full", *CHECKPOINTED],
     "small reward models": ["examples/make_rewards.py", "runs/tiny-rewards"],
     "the recipe, SD3.5 Medium": ["examples/train.py", "--config", "random_sd35_1gpu", "--output", "runs/random-sd35"],
 }

@@ -3,12 +3,12 @@
     python examples/make_pipeline.py sd3 runs/tiny-sd3                    a few MB, images of 64 pixels: tests, dry runs
     python examples/make_pipeline.py sd3 runs/medium-sd3 --size medium    SD3.5 Medium's shapes, 7 GB in bf16: a GPU
     python examples/make_pipeline.py kontext runs/tiny-kontext            an image editor; --size full has 25 GB
-    python examples/make_pipeline.py ltx2 runs/tiny-ltx2                  2 MB, videos of 64 pixels
+    python examples/make_pipeline.py ltx2 runs/tiny-ltx2                  2 MB, videos of 64 pixels; full: 45 GB
 
 What is written loads as the real weights do, through the pipeline's own ``from_pretrained``. The images mean nothing,
 but they vary with the noise and the prompt. The large sizes have the transformer and the VAE of the published models,
 and text encoders of the real widths with a few of their layers; their tokenizers are the small ones. Parts are made and
-written one after the other: `sd3 --size medium` needs some 9 GB of memory.
+written one after the other: `sd3 --size medium` needs some 9 GB of memory, `ltx2 --size full` 40 GB.
 """
 
 import argparse

@@ -156,6 +156,7 @@ def save_mask2former(folder: Path, labels: int = 80) -> Path:
 
 def save_dino(folder: Path) -> Path:
     """A DINOv2 of width 16 for images of 32 pixels, with its image processor."""
+    torch.manual_seed(6)
     config = Dinov2Config(
         hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, image_size=SIZE, patch_size=PATCH
     )
@@ -167,6 +168,7 @@ def save_dino(folder: Path) -> Path:
 
 def save_judge(folder: Path) -> Path:
     """A LLaVA of width 16 for images of 32 pixels that reads bytes and has the tokens Yes and No."""
+    torch.manual_seed(7)
     tokenizer = byte_tokenizer(["<pad>", "<s>", "</s>", "<image>"], ["Yes", "No"])
     text = LlamaConfig(
         **SMALL,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from factored_cases import compare_blocks, error, loop, make_loss, move, trained
+from factored_cases import agree, error, loop, make_loss, move, trained
 from marble_opt import Marble
 from marble_opt.factored import FactoredEngine
 from transformer_families import FRAMES, SIDE, SOUND, TARGET, family_of, flux, in_fp64, inputs_for, ltx2, places, run
@@ -39,7 +39,7 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[..., Tensor], list[str]]] = {
     "ltx2 with sound": (ltx2, run, LORA),
     "ltx2.3": (partial(ltx2, newer=True), video, LORA),
 }
-ROUTES = [(torch.float32, None), (torch.float64, None), (torch.float64, False), (torch.float64, True)]
+ROUTES = [(torch.float32, None), (torch.float64, False), (torch.float64, True)]
 
 
 def with_lora(case: str, dtype: torch.dtype) -> Any:
@@ -71,8 +71,13 @@ def given_for(model: Any, dtype: torch.dtype, seed: int, count: int = 3) -> dict
     return given
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("dtype", "reentrant"), ROUTES)
+@pytest.mark.parametrize(
+    ("case", "dtype", "reentrant"),
+    [
+        *((case, torch.float64, None) for case in CASES),
+        *((case, *each) for case in ("flux", "ltx2") for each in ROUTES),
+    ],
+)
 def test_lora(case: str, dtype: torch.dtype, reentrant: bool | None) -> None:
     model, forward = with_lora(case, dtype), CASES[case][1]
     checkpoint_blocks(model, reentrant)
@@ -84,11 +89,12 @@ def test_lora(case: str, dtype: torch.dtype, reentrant: bool | None) -> None:
             if case.startswith("flux"):
                 assert loss.prediction.shape == (3, TARGET, 4)
             expected = {p: block for p, block in by_loop(engine, loss, parameters, reentrant).items() if block.any()}
-            assert len(expected) > 20
+            assert len(expected) >= 20
             assert any("audio" in names[p] for p in expected) == (case in ("ltx2", "ltx2 with sound", "ltx2.3"))
             assert any("single" in names[p] for p in expected) == case.startswith("flux")
             found = engine.gradients(loss, parameters, retain_graph=True)
-            compare_blocks(found, expected)
+            assert found.uncovered == []
+            agree(found.blocks, expected)
             assert found.hiding == (reentrant is True)
             engine.check(loss, parameters)
             move(parameters, step)
@@ -97,13 +103,6 @@ def test_lora(case: str, dtype: torch.dtype, reentrant: bool | None) -> None:
 def by_loop(engine: FactoredEngine, loss: Any, parameters: Any, reentrant: bool | None) -> dict[Tensor, Tensor]:
     """A reentrant checkpoint refuses ``torch.autograd.grad``; :meth:`FactoredEngine.exact` runs plain backwards."""
     return engine.exact(loss, parameters, retain_graph=True) if reentrant else loop(loss, parameters)
-
-
-def agree(found: dict[Tensor, Tensor], expected: dict[Tensor, Tensor], tolerance: float) -> None:
-    """Within ``tolerance`` of each block, and of rounding where a gradient is zero but for it (biases of keys)."""
-    total = torch.cat([block.flatten() for block in expected.values()]).norm()
-    for parameter, block in expected.items():
-        assert (found[parameter] - block).norm() <= tolerance * (block.norm() + 1e-2 * total)
 
 
 @pytest.mark.parametrize(("dtype", "reentrant"), ROUTES)
@@ -119,12 +118,14 @@ def test_full_training_of_flux(dtype: torch.dtype, reentrant: bool | None) -> No
             assert len(expected) == len(parameters)
             found = engine.gradients(loss, parameters, retain_graph=True)
             assert found.uncovered == []
-            agree(found.blocks, expected, 1e-5 if dtype is torch.float32 else 1e-12)
+            agree(found.blocks, expected)
             move(parameters, step)
 
 
-@pytest.mark.parametrize("per_token", [False, True])
-@pytest.mark.parametrize(("dtype", "reentrant"), [(torch.float32, None), (torch.float64, False), (torch.float64, True)])
+@pytest.mark.parametrize(
+    ("dtype", "reentrant", "per_token"),
+    [(torch.float32, None, False), (torch.float64, False, True), (torch.float64, True, False)],
+)
 def test_full_training_of_ltx2_takes_exact_passes_for_its_tables(
     dtype: torch.dtype, reentrant: bool | None, per_token: bool
 ) -> None:
@@ -151,7 +152,7 @@ def test_full_training_of_ltx2_takes_exact_passes_for_its_tables(
         timed = {name for name in told if "scale_shift_table" not in name}
         assert {name.partition(".")[0] for name in timed} == (set(TIMED) if per_token else set())
         exact = engine.exact(loss, found.uncovered, retain_graph=True)
-        agree({**found.blocks, **exact}, expected, 1e-5 if dtype is torch.float32 else 1e-12)
+        agree({**found.blocks, **exact}, expected)
         assert len(found.blocks) > 100
 
 

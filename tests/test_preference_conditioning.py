@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from itertools import product
 
 import pytest
 import torch
@@ -27,12 +28,17 @@ from transformer_families import FAMILIES, rows
 all_families = pytest.mark.parametrize("family", FAMILIES)
 
 
-@all_families
+FULL, HALF, DOUBLE = torch.float32, torch.bfloat16, torch.float64
+
+
 @pytest.mark.parametrize(
-    ("dtype", "autocast"),
-    [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False), (torch.float64, False)],
+    ("family", "dtype", "autocast", "lora"),
+    [
+        *product(["sd3"], [FULL, HALF, DOUBLE], [False], [False, True]),
+        *product(["flux", "ltx2"], [FULL, HALF], [False], [True]),
+        *product(FAMILIES, [FULL], [True], [True]),
+    ],
 )
-@pytest.mark.parametrize("lora", [False, True])
 def test_before_training_it_is_the_base_bit_for_bit(
     family: str, dtype: torch.dtype, autocast: bool, lora: bool
 ) -> None:
@@ -48,6 +54,18 @@ def test_before_training_it_is_the_base_bit_for_bit(
                 for omega in (preferences_for(), torch.eye(3)[0], dict.fromkeys(REWARDS, 1 / 3)):
                     assert torch.equal(conditioned(model, conditioning, omega), base)
         assert torch.equal(run(model), base)
+
+
+@all_families
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_before_training_a_checkpointed_model_is_the_base_too(family: str, reentrant: bool) -> None:
+    model, conditioning = new_transformer(family=family), new_conditioning(moved=None)
+    add_lora(model, "default")
+    base = run(model)
+    checkpoint = torch.utils.checkpoint.checkpoint
+    model.enable_gradient_checkpointing(lambda block, *args: checkpoint(block, *args, use_reentrant=reentrant))
+    with install(model, conditioning):
+        assert torch.equal(conditioned(model, conditioning, preferences_for()), base)
 
 
 @pytest.mark.parametrize(("family", "chunked"), [("sd3", False), ("sd3", True), ("flux", False), ("ltx2", False)])

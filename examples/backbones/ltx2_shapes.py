@@ -13,6 +13,7 @@ from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from torch import nn
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
+from .random_networks import on_meta
 from .tokenizers import gemma_tokenizer
 
 # The video transformer, the VAEs, the connectors and the vocoder are the published ones (19 B), whose values are their
@@ -126,11 +127,11 @@ def parts(spec: dict) -> dict[str, Callable[[], object]]:
         "tokenizer": lambda: gemma_tokenizer(768),
         "scheduler": lambda: FlowMatchEulerDiscreteScheduler(**SCHEDULER),
         "text_encoder": lambda: _gemma(spec["text"], spec["vision"], spec["tokens"]),
-        "connectors": lambda: _on_meta(lambda: LTX2TextConnectors(**spec["connectors"])),
-        "vae": lambda: _on_meta(lambda: AutoencoderKLLTX2Video(**VIDEO_VAE, **spec["vae"])),
-        "audio_vae": lambda: _on_meta(lambda: AutoencoderKLLTX2Audio(**spec["audio_vae"])),
-        "vocoder": lambda: _on_meta(lambda: LTX2Vocoder(**spec["vocoder"])),
-        "transformer": lambda: _on_meta(lambda: LTX2VideoTransformer3DModel(**spec["transformer"])),
+        "connectors": lambda: on_meta(lambda: LTX2TextConnectors(**spec["connectors"])),
+        "vae": lambda: on_meta(lambda: AutoencoderKLLTX2Video(**VIDEO_VAE, **spec["vae"])),
+        "audio_vae": lambda: on_meta(lambda: AutoencoderKLLTX2Audio(**spec["audio_vae"])),
+        "vocoder": lambda: on_meta(lambda: LTX2Vocoder(**spec["vocoder"])),
+        "transformer": lambda: on_meta(lambda: LTX2VideoTransformer3DModel(**spec["transformer"])),
     }
 
 
@@ -140,9 +141,4 @@ def _gemma(text: dict, vision: dict, tokens: dict) -> nn.Module:
         vision_config={"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14, **vision},
         **tokens,
     )
-    return _on_meta(lambda: Gemma3ForConditionalGeneration(config))
-
-
-def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    with torch.device("meta"):
-        return build()
+    return on_meta(lambda: Gemma3ForConditionalGeneration(config))

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .evaluation import Evaluation
+from .film import pictures
 from .run import Run
 from .table import BASE, worst_cosine
 
@@ -73,7 +74,7 @@ def _weights(ax: Axes, runs: list[Run]) -> None:
             ax.plot(steps, [row.get(f"alpha/{name}", math.nan) for row in run.history], color=colour, label=name, lw=1)
     ax.set_title("α (marble, first seed)" if balanced else "α (no marble run)", fontsize=10)
     ax.set_xlabel("optimizer step")
-    ax.set_ylim(0, 0.75)
+    ax.set_ylim(0, 1)
     if balanced:
         ax.legend(fontsize=7, ncols=3, loc="upper center")
 
@@ -87,14 +88,14 @@ def _legend(ax: Axes, runs: list[Run]) -> None:
 
 def _image_grid(figure: Figure, rows: list[tuple[str, Evaluation]]) -> None:
     base = rows[0][1]
-    shown = list(base.images)[:_SHOWN]
-    if not shown:
-        return
+    drawn = [pictures([*each.images.values()], [each.prompts[i] for i in each.images]) for _, each in rows]
+    # Strips of frames, and pairs of source and result, are wide.
+    shown = list(base.images)[: max(1, _SHOWN * drawn[0].shape[-2] // drawn[0].shape[-1])]
     axes = np.atleast_2d(figure.subplots(len(rows), len(shown), squeeze=False))
-    for row, (label, evaluation) in enumerate(rows):
+    for row, (label, _) in enumerate(rows):
         for column, index in enumerate(shown):
             ax = axes[row, column]
-            ax.imshow(evaluation.images[index].permute(1, 2, 0).numpy())
+            ax.imshow(drawn[row][column].permute(1, 2, 0).numpy())
             ax.set_xticks([])
             ax.set_yticks([])
             if column == 0:

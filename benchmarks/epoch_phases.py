@@ -1,10 +1,10 @@
-"""The work that sd35_epoch.py measures: an epoch of DiffusionNFT with five rewards, phase by phase, on an SD3 model."""
+"""The work that epoch.py measures: an epoch of DiffusionNFT with five rewards, phase by phase."""
 
 import resource
 import sys
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 from backbones.interface import repeat, select
 from backbones.load import load_backbone
 from backbones.settings import ModelSettings
-from prompts.world import world_prompts
+from prompts.prompt import Prompt
 from rewards.interface import Reward
 from rewards.registry import RewardSettings, build
 from trainer.adapters import Adapters
@@ -28,8 +28,9 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Plan:
-    """``images`` per prompt are made ``rollout_batch`` at a time with ``sampling_steps`` steps of dpm2; ``batch`` of
-    them make an optimizer step of ``micro_steps`` timesteps. ``resolution`` in pixels, 0: the model's own."""
+    """``images`` (or videos) per prompt are made ``rollout_batch`` at a time with ``sampling_steps`` steps of
+    ``solver``; ``batch`` of them make an optimizer step of ``micro_steps`` timesteps. ``resolution`` in pixels, 0: the
+    model's own; ``frames`` of a video."""
 
     resolution: int = 512
     prompts: int = 4
@@ -40,9 +41,18 @@ class Plan:
     micro_steps: int = 2
     steps: int = 20
     rank: int = 32
+    solver: str = "dpm2"
+    frames: int = 25
 
 
-PLANS = {"medium": Plan(), "tiny": Plan(0, 3, 4, 6, 5, 6, 2, 20, 4)}
+_LARGE = Plan(prompts=2, images=4, rollout_batch=4, sampling_steps=20, batch=4, micro_steps=1, solver="euler")
+_TINY = Plan(0, 3, 4, 6, 5, 6, 2, 20, 4)
+# By kind of pipeline and size.
+PLANS = {
+    "sd3": {"medium": Plan(), "tiny": _TINY},
+    "kontext": {"full": _LARGE, "tiny": replace(_TINY, solver="euler")},
+    "ltx2": {"full": _LARGE, "tiny": replace(_TINY, solver="euler", resolution=64, frames=9)},
+}
 
 
 def brightness(images: Tensor) -> Tensor:
@@ -73,14 +83,16 @@ class Epoch:
         held: bytes that are in use after each optimizer step.
     """
 
-    def __init__(self, model: str, plan: Plan, device: str, precision: str, checkpointing: bool) -> None:
-        self.plan, self.device = plan, device
+    def __init__(
+        self, model: str, prompts: Sequence[Prompt], plan: Plan, device: str, precision: str, checkpointing: bool
+    ) -> None:
+        self.plan, self.device, self.prompts = plan, device, prompts
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.peak: dict[str, int] = {}
         self.held: list[int] = []
         if device == "cuda":
             torch.cuda.init()
-        settings = ModelSettings(model, precision, plan.resolution, checkpointing)
+        settings = ModelSettings(model, precision, plan.resolution, checkpointing, frames=plan.frames, tiling=True)
         self.backbone = self.timed("load", lambda: load_backbone(settings, device))
         transformer = self.backbone.transformer
         self.adapters = Adapters(transformer, self.backbone.lora_targets, plan.rank)
@@ -91,11 +103,12 @@ class Epoch:
     def run(self) -> None:
         """Encode, roll out, decode and score; then the optimizer steps."""
         plan = self.plan
-        prompts = world_prompts("general", held_out=False)[: plan.prompts]
-        encoded = self.timed("encode", lambda: self.backbone.encode(prompts))
+        encoded = self.timed("encode", lambda: self.backbone.encode(self.prompts[: plan.prompts]))
         conditioning = repeat(encoded, plan.images)
         noise = torch.randn(
-            plan.prompts * plan.images, *self.backbone.latent_shape, generator=torch.Generator().manual_seed(0)
+            plan.prompts * plan.images,
+            *self.backbone.latent_shape_of(self.prompts[0]),
+            generator=torch.Generator().manual_seed(0),
         )
         x_0 = self.timed("rollout", lambda: self.roll_out(conditioning, noise.to(self.device)))
         images = self.timed("decode", lambda: self.backbone.decode(x_0))
@@ -115,23 +128,27 @@ class Epoch:
         with self.adapters.using("old"):
             return torch.cat(
                 [
-                    self.backbone.sample(select(conditioning, each), noise[each], self.plan.sampling_steps, "dpm2")
+                    self.backbone.sample(
+                        select(conditioning, each), noise[each], self.plan.sampling_steps, self.plan.solver
+                    )
                     for each in slices
                 ]
             )
 
     def score(self, images: Tensor) -> Tensor:
-        """Scores [K, B]."""
-        nothing = [{}] * len(images)
-        return torch.stack([_reward(reward)(images, [""] * len(images), nothing) for reward in REWARDS.values()])
+        """Scores [K, B]; those of videos are means over frames."""
+        frames = images if images.dim() == 4 else images.flatten(0, 1)
+        texts, nothing = [""] * len(frames), [{}] * len(frames)
+        scores = torch.stack([_reward(reward)(frames, texts, nothing) for reward in REWARDS.values()])
+        return scores.view(len(REWARDS), len(images), -1).mean(2)
 
     def step(self, x_0: Tensor, conditioning: dict[str, Tensor], advantages: Tensor) -> None:
         """One optimizer step; its forward passes, backward passes and the step itself are timed apart."""
         velocity = self.backbone.velocity
-        times = self.backbone.times(self.plan.sampling_steps, "dpm2").to(self.device)
+        times = self.backbone.times(self.plan.sampling_steps, self.plan.solver).to(self.device)
         for _ in range(self.plan.micro_steps):
             t = times[torch.randint(len(times), x_0.shape[:1], device=self.device)]
-            time = t.view(-1, 1, 1, 1)
+            time = t.view(-1, *[1] * (x_0.dim() - 1))
             x_t = (1 - time) * x_0 + time * torch.randn_like(x_0)
 
             def fixed(adapter: str | None, x_t: Tensor = x_t, t: Tensor = t) -> Tensor:

@@ -1,13 +1,15 @@
-"""Question: where do the time and the memory of an epoch on Stable Diffusion 3.5 Medium go, and does memory leak?
+"""Question: where do the time and the memory of an epoch on a large model go, and does memory leak?
 
-    python benchmarks/sd35_epoch.py --size tiny                      seconds on a CPU, checks the benchmark itself
-    python benchmarks/sd35_epoch.py --size medium --device cuda --store
-    python benchmarks/sd35_epoch.py --model FOLDER --device cuda     a saved pipeline, real weights for instance
+    python benchmarks/epoch.py --kind sd3 --size tiny                seconds on a CPU, checks the benchmark itself
+    python benchmarks/epoch.py --kind sd3 --size medium --device cuda --store
+    python benchmarks/epoch.py --kind kontext --size full --device cuda --checkpointing --store
+    python benchmarks/epoch.py --kind ltx2 --size full --device cuda --checkpointing --store
+    python benchmarks/epoch.py --kind sd3 --model FOLDER --device cuda     a saved pipeline, for instance real weights
 
 `--size` measures a pipeline with random weights, written once by `examples/make_pipeline.py`; times and memory do not
-depend on the weights. Rewards are five statistics of the images. One epoch is encoded, rolled out (dpm2, no guidance),
-decoded and scored once; then come 20 optimizer steps of Marble with DiffusionNFT and a KL term, of which the first 5
-are left out of the quantiles and of the slope of memory. Rows are kept with --store only.
+depend on the weights. Rewards are five statistics of the images, of videos' frames. One epoch is encoded, rolled out
+without guidance, decoded and scored once; then come 20 optimizer steps of Marble with DiffusionNFT and a KL term, of
+which the first 5 are left out of the quantiles and of the slope of memory. Rows are kept with --store only.
 """
 
 import argparse
@@ -16,21 +18,34 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from epoch_phases import PLANS, REWARDS, Epoch, Plan
 from measure import RESULTS, ROOT, facts, quantiles, store, versions
-from sd35_epoch_phases import PLANS, REWARDS, Epoch, Plan
 
+from make_edits import make as make_edits
 from make_pipeline import make
+from prompts.pictures import SOURCE
+from prompts.prompt import Prompt
+from prompts.sources import SourceSettings, load_prompts
 
-FILE = RESULTS / "sd35_epoch.jsonl"
+FILE = RESULTS / "epoch.jsonl"
 WARM_UP = 5
 
 
-def benchmark(model: str, name: str, plan: Plan, device: str, precision: str, checkpointing: bool) -> list[dict]:
+def benchmark(
+    model: str, kind: str, name: str, plan: Plan, device: str, precision: str, checkpointing: bool
+) -> list[dict]:
     """The rows of one epoch; ``name`` stands for the model in them."""
-    epoch = Epoch(model, plan, device, precision, checkpointing)
+    epoch = Epoch(model, prompts_of(kind, plan), plan, device, precision, checkpointing)
     epoch.run()
-    settings = {"model": name, "device": device, "precision": precision, "checkpointing": checkpointing, **asdict(plan)}
-    shared = facts("sd35_epoch", settings) | {
+    settings = {
+        "kind": kind,
+        "model": name,
+        "device": device,
+        "precision": precision,
+        "checkpointing": checkpointing,
+        **asdict(plan),
+    }
+    shared = facts("epoch", settings) | {
         "versions": versions(("torch", "diffusers", "peft", "transformers")),
         "method": "marble",
         "rewards": len(REWARDS),
@@ -44,6 +59,16 @@ def benchmark(model: str, name: str, plan: Plan, device: str, precision: str, ch
         rows.append(shared | {"metric": "seconds", "phase": phase} | quantiles(kept))
     rows += [shared | {"metric": "peak_bytes", "phase": phase} | quantiles([v]) for phase, v in epoch.peak.items()]
     return [*rows, shared | {"metric": "bytes_per_step", "phase": "train"} | quantiles([slope(epoch.held[WARM_UP:])])]
+
+
+def prompts_of(kind: str, plan: Plan) -> list[Prompt]:
+    """Prompts that a pipeline of this kind serves; Kontext's have a picture, here all the same one."""
+    if kind != "kontext":
+        return load_prompts("general", SourceSettings("generated:general", count=plan.prompts), held_out=False)
+    folder = make_edits(ROOT / "runs" / "epoch-edits", plan.prompts + 1, plan.resolution or 64)
+    edits = load_prompts("edits", SourceSettings(str(folder)), held_out=False)
+    picture = edits[0].metadata[SOURCE]
+    return [replace(prompt, metadata={SOURCE: picture}) for prompt in edits]
 
 
 def slope(values: list[int]) -> float:
@@ -72,26 +97,29 @@ def main() -> None:
     """Measure, print the table, keep the rows if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--model", help="folder or hub id of a Stable Diffusion 3 pipeline")
-    model.add_argument("--size", choices=list(PLANS), help="a pipeline with random weights")
+    model.add_argument("--model", help="folder or hub id of a pipeline")
+    model.add_argument("--size", help="a pipeline with random weights")
+    parser.add_argument("--kind", choices=list(PLANS), required=True, help="of pipeline")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["no", "bf16", "fp16"], help="default: bf16 on a GPU, no on a CPU")
     parser.add_argument("--resolution", type=int, help="pixels; default: 512, for tiny its own")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--store", action="store_true", help=f"add the rows to {FILE.relative_to(ROOT)}")
     arguments = parser.parse_args()
-    source = arguments.model
+    source, kind, plans = arguments.model, arguments.kind, PLANS[arguments.kind]
+    if arguments.size not in (None, *plans):
+        parser.error(f"{kind} has the sizes {', '.join(plans)}")
     if arguments.size:
-        source = str(ROOT / "runs" / f"{arguments.size}-sd3")
+        source = str(ROOT / "runs" / f"{arguments.size}-{kind}")
         if not (Path(source) / "model_index.json").is_file():
-            make(Path(source), "sd3", arguments.size)
-    plan = PLANS[arguments.size or "medium"]
+            make(Path(source), kind, arguments.size)
+    plan = plans[arguments.size or next(iter(plans))]
     if arguments.resolution is not None:
         plan = replace(plan, resolution=arguments.resolution)
     precision = arguments.precision or ("bf16" if arguments.device == "cuda" else "no")
     name = arguments.size or Path(source).name
     try:
-        rows = benchmark(source, name, plan, arguments.device, precision, arguments.checkpointing)
+        rows = benchmark(source, kind, name, plan, arguments.device, precision, arguments.checkpointing)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     print(table(rows))
