@@ -19,6 +19,7 @@ def vivid(settings: RewardSettings) -> Reward:
     def reward(videos: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         return vividness(_checked(videos))
 
+    reward.takes_video = True
     return reward
 
 
@@ -35,6 +36,7 @@ def steady(settings: RewardSettings) -> Reward:
             scores[index] = steadiness(videos[index], directions)
         return scores
 
+    reward.takes_video = True
     return reward
 
 
