@@ -10,8 +10,8 @@ from tiny.quality import colourfulness
 
 _LEAST_DIFFERENCE = 0.08
 _SLOWEST = 0.7
-_PATH_SCALE = 0.7
-_LIGHT_SCALE = 0.04
+_PATH_SCALE = 2.0
+_LIGHT_SCALE = 0.1
 
 
 def vividness(videos: Tensor) -> Tensor:
@@ -43,9 +43,9 @@ def steadiness(videos: Tensor, directions: Tensor) -> Tensor:
     With centres c_f of :func:`track`, their least-squares line c_f ≈ a + f v, and u the unit vector of the caption's
     direction (``directions`` [B, 2], right and down), the score is the product of
 
-    - the path, exp(−r / 0.7), r the root mean square over frames of |c_f − a − f v| in pixels;
+    - the path, exp(−r / 2), r the root mean square over frames of |c_f − a − f v| in pixels;
     - the direction, v · u / max(|v|, 0.7), at least 0: 0.7 pixels per frame are below the slowest caption's speed;
-    - the light, exp(−l / 0.04), l the standard deviation over frames of the frames' mean luma.
+    - the light, exp(−l / 0.1), l the standard deviation over frames of the frames' mean luma.
 
     It is 0 where a frame shows no shape.
     """
