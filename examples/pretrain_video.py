@@ -45,7 +45,7 @@ def flow_loss(pipeline: LTX2Pipeline, latents: Tensor, hidden: Tensor, mask: Ten
     """Mean squared velocity error at logit-normal times, for normalised latents [B, C, F, H, W] and the text encoder's
     states and mask of their captions."""
     noise = torch.randn_like(latents)
-    t = torch.sigmoid(torch.randn(len(latents)) + 0.7)
+    t = torch.sigmoid(torch.randn(len(latents)) + 0.5)
     x = torch.lerp(latents, noise, t[:, None, None, None, None])
     sequence, audio, mask = pipeline.connectors(hidden, mask, padding_side="left")
     frames, height, width = latents.shape[2:]

@@ -16,7 +16,7 @@ from tiny.render import RGB
 from tiny_video.captions import DIRECTIONS, PACES, Motion, split
 from tiny_video.components import Components
 from tiny_video.measures import steadiness, track, vividness
-from tiny_video.parts import MAX_TOKENS, new_pipeline
+from tiny_video.parts import MAX_TOKENS
 from tiny_video.render import FRAMES, SIZE, draw, path, random_batch, render
 
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -195,34 +195,41 @@ def test_the_shipped_pipeline_makes_what_captions_say(pipeline: LTX2Pipeline) ->
 
 
 @pytest.fixture(scope="module")
-def components() -> Components:
-    return Components()
+def world() -> tuple[torch.Tensor, list[str]]:
+    """Held-out videos as the VAE reads them, and their captions."""
+    videos, texts = random_batch(24, split(True), np.random.default_rng(5))
+    return pixels(torch.from_numpy(videos)), texts
 
 
 @torch.no_grad()
-def test_the_shipped_vae_has_the_components_as_latents(pipeline: LTX2Pipeline, components: Components) -> None:
-    videos = torch.from_numpy(random_batch(16, split(True), np.random.default_rng(5))[0])
-    latents = components.latents(pixels(videos))
-    assert latents.shape == (16, 72, 3, 2, 2)
-    found = pipeline.vae.encode(pixels(videos)).latent_dist.mean
-    assert (found - latents).square().mean() < 0.5 * latents.square().mean()
-    made = pipeline.vae.decode(latents, return_dict=False)[0] - pixels(videos)
-    background = pixels(videos) - pixels(videos).flatten(3).median(-1).values[..., None, None]
-    assert made.square().mean() < 0.5 * background.square().mean(), "it draws more than the background"
+def test_the_shipped_vae_keeps_the_shape_and_its_motion(pipeline: LTX2Pipeline, world) -> None:
+    x, _ = world
+    latents = pipeline.vae.encode(x).latent_dist.mean
+    assert latents.shape == (24, 72, 3, 2, 2)
+    made = pipeline.vae.decode(latents, return_dict=False)[0]
+    background = x.flatten(3).median(-1).values[..., None, None]
+    assert (made - x).square().mean() < 0.5 * (background - x).square().mean(), "it draws more than the background"
+    places, seen = track(made.transpose(1, 2) / 2 + 0.5)
+    wanted, _ = track(x.transpose(1, 2) / 2 + 0.5)
+    assert (places - wanted)[seen].norm(dim=-1).median() < 1, "pixels"
 
 
 @torch.no_grad()
-def test_the_shipped_pipeline_has_learned_the_flow(pipeline: LTX2Pipeline, components: Components) -> None:
-    latents, texts = cache(components, 64, np.random.default_rng(5))
+def test_the_shipped_flow_reads_its_captions(pipeline: LTX2Pipeline, world) -> None:
+    x, texts = world
+    latents = pipeline.vae.encode(x).latent_dist.mean
+    encode = encoder(pipeline, [*dict.fromkeys(texts)])
     losses = []
-    for each in (pipeline, LTX2Pipeline(**new_pipeline())):
+    for captions in (texts, texts[1:] + texts[:1]):
         torch.manual_seed(0)
-        losses.append(flow_loss(each, latents, *encoder(each, texts)(texts)).item())
-    assert losses[0] < 0.6 * losses[1]
+        losses.append(flow_loss(pipeline, latents, *encode(captions)).item())
+    assert losses[0] < 0.8 * losses[1]
+    assert losses[0] < 1, "what predicting the noise alone would leave"
 
 
-def test_components_are_white_on_the_world(components: Components) -> None:
-    latents, _ = cache(components, 320, np.random.default_rng(6))
+@pytest.mark.soak
+def test_components_are_white_on_the_world() -> None:
+    latents, _ = cache(Components(), 320, np.random.default_rng(6))
     flat = latents.movedim(1, -1).flatten(0, 3).double()
     covariance = flat.T @ flat / len(flat)
     torch.testing.assert_close(covariance, torch.eye(72, dtype=torch.float64), atol=0.3, rtol=0)
