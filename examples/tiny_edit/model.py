@@ -1,4 +1,4 @@
-"""A Flux Kontext pipeline of 1.5 million parameters, to be pretrained on the world of edits."""
+"""A Flux Kontext pipeline of 1.4 million parameters, to be pretrained on the world of edits."""
 
 from pathlib import Path
 
