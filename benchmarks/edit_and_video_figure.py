@@ -87,7 +87,7 @@ def draw_samples(found: "Mapping[str, Judged]", path: Path) -> None:
     rows, columns = len(found), len(shown.samples)
     height, width = shown.samples[0].shape[1:]
     scale = 2.6 * columns / (columns * width)
-    size = (columns * width * scale + 0.6, rows * height * scale + 0.5)
+    size = (columns * width * scale + 1.3, rows * height * scale + 0.5)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for number, (label, each) in enumerate(found.items()):
         for ax, sample, text in zip(axes[number], each.samples, each.texts, strict=True):
@@ -96,6 +96,6 @@ def draw_samples(found: "Mapping[str, Judged]", path: Path) -> None:
             ax.set_yticks([])
             if number == 0:
                 ax.set_title(text, fontsize=9)
-        axes[number, 0].set_ylabel(label.replace("  ", "\n"), fontsize=8)
+        axes[number, 0].set_ylabel(label.replace("  ", "\n"), fontsize=8, rotation=0, ha="right", va="center")
     figure.savefig(path, dpi=90)
     plt.close(figure)

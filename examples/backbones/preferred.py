@@ -56,6 +56,9 @@ class PreferredBackbone(Backbone):
     def trained(self, latents: Tensor) -> Tensor:
         return self.backbone.trained(latents)
 
+    def times(self, steps: int, solver: str) -> Tensor:
+        return self.backbone.times(steps, solver)
+
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
         centre = [1 / self.size] * self.size
         omega = torch.tensor([[*prompt.metadata.get(PREFERENCE, centre)] for prompt in prompts], dtype=torch.float32)

@@ -76,7 +76,8 @@ def evaluate(
             part = bucket[start : start + settings.batch]
             images = _images(backbone, adapters, adapter, prompts, part, config)
             scorer.submit(images, [prompts[i] for i in part])
-            kept |= {i: image for i, image in zip(part, images, strict=True) if i in shown}
+            # Clones: a view would keep the whole batch, and send it to the other ranks.
+            kept |= {i: image.clone() for i, image in zip(part, images, strict=True) if i in shown}
     # Scored bucket by bucket; a rank's last prompts may be its first ones again.
     order = torch.tensor([i for bucket in buckets for i in bucket]).argsort(stable=True)
     order = order[torch.tensor(own).argsort(stable=True).argsort()]
