@@ -104,7 +104,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8, as the head of the file has it."""
     # A PNG's own getexif decodes the whole file where the head has none.
-    return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    noted = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    return noted if isinstance(noted, int) else 1
 
 
 @contextmanager
