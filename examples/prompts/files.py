@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from .pictures import PICTURES, SOURCE, located
+from .pictures import PICTURES, SOURCE, is_data_url, located
 from .prompt import Prompt
 
 # One line in 20 is held out.
@@ -33,8 +33,8 @@ def read_jsonl(path: Path, source: str, quoted: bool) -> list[Prompt]:
     """One JSON object per line, {"prompt": ..., "source": ..., and any metadata}; order and repetitions are kept.
 
     "source" is optional and replaces ``source``; everything else is the prompt's metadata, as GenEval's "tag",
-    "include" and "exclude" are; "image" and "mask" are pictures, their paths relative to the file's folder. ``quoted``:
-    as in :func:`read_text`, where the object has no "text".
+    "include" and "exclude" are; "image" and "mask" are pictures, data URLs or paths relative to the file's folder, and
+    null is none. ``quoted``: as in :func:`read_text`, where the object has no "text".
 
     Raises ``ValueError`` with file and line: bad JSON, no "prompt", a picture that is not there, and what
     :func:`read_text` raises.
@@ -51,6 +51,7 @@ def read_jsonl(path: Path, source: str, quoted: bool) -> list[Prompt]:
         if not isinstance(own, str) or not own:
             raise ValueError(f'{place}: "source" must be a name, got {own!r}; leave it out to use {source!r}')
         text = facts.pop("prompt").strip()
+        facts = {name: value for name, value in facts.items() if name not in PICTURES or value is not None}
         facts |= {name: located(facts[name], path.parent, place) for name in PICTURES if name in facts}
         if quoted and "text" not in facts:
             facts["text"] = quoted_text(text, place)
@@ -74,20 +75,31 @@ def split(prompts: list[Prompt], held_out: bool, path: Path) -> list[Prompt]:
 
     The first text of the list is held out, the second one trained on, any other held out if a hash of it falls below
     1/20. So a line stays where it is when others are appended, copies of a text go together, and no side is empty. Of
-    prompts with a source image its file name counts, not the text: instructions repeat, images should not be shared.
+    prompts with a source image that image counts, not the text: instructions repeat, images should not be shared. An
+    image goes by its path relative to ``path``'s folder, by its full path where it lies elsewhere, a data URL by its
+    hash.
 
-    Raises ``ValueError`` for fewer than two different texts.
+    Raises ``ValueError`` for fewer than two different texts or images.
     """
-    keys = list(dict.fromkeys(_key(prompt) for prompt in prompts))
+    folder = path.parent.resolve()
+    own = [_key(prompt, folder) for prompt in prompts]
+    keys = list(dict.fromkeys(own))
     if len(keys) < 2:
-        raise ValueError(f"{path} needs two different prompts at least, one to train on and one held out: add some")
+        what = "source images" if any(SOURCE in prompt.metadata for prompt in prompts) else "prompts"
+        raise ValueError(f"{path} needs two different {what} at least, one to train on and one held out: add some")
     chosen = {keys[0], *(key for key in keys[2:] if _uniform(key) < HELD_OUT_SHARE)}
-    return [prompt for prompt in prompts if (_key(prompt) in chosen) == held_out]
+    return [prompt for prompt, key in zip(prompts, own, strict=True) if (key in chosen) == held_out]
 
 
-def _key(prompt: Prompt) -> str:
-    """What may not be on both sides of a split; of a picture's path only the name, which is the same everywhere."""
-    return Path(prompt.metadata[SOURCE]).name if SOURCE in prompt.metadata else prompt.text
+def _key(prompt: Prompt, folder: Path) -> str:
+    """What may not be on both sides of a split; the same on every machine for a picture beneath ``folder``."""
+    if SOURCE not in prompt.metadata:
+        return prompt.text
+    value = prompt.metadata[SOURCE]
+    if is_data_url(value):
+        return hashlib.sha256(value.encode()).hexdigest()
+    picture = Path(value)
+    return (picture.relative_to(folder) if picture.is_relative_to(folder) else picture).as_posix()
 
 
 def _uniform(text: str) -> float:

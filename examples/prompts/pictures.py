@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -9,20 +10,35 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-# Metadata with these names is a picture: the path of a file, or a data URL of a PNG. The source image of an edit, and
-# where it may change (white) or must not (black).
+# Metadata with these names is a picture: the path of a file, or a data URL (any type that PIL reads). The source
+# image of an edit, and where it may change (white) or must not (black).
 SOURCE, MASK = "image", "mask"
 PICTURES = (SOURCE, MASK)
 _PREFIX = "data:image/png;base64,"
+_URL = re.compile("data:image/[^,]*;base64,", re.IGNORECASE)
+_FORM = "data:image/...;base64,..."
+# EXIF's orientation: how the pixels must be moved to be upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def load_picture(value: str) -> Tensor:
-    """A picture [3, H, W], float32 in [0, 1]; ``value`` is a path or a data URL. Upright, where a camera noted how.
+    """A picture [3, H, W], float32 in [0, 1]; ``value`` is a path or a data URL.
 
-    Raises ``ValueError`` for a file that is missing or no picture.
+    Upright, where a camera noted how before the pixels. 16 bits become 8. What is transparent shows white behind it: in
+    a mask, it may change.
+
+    Raises ``ValueError`` for a file that is missing or no picture, and for pixels that are floats.
     """
     return torch.from_numpy(_pixels(value)).permute(2, 0, 1).contiguous().float() / 255
 
@@ -36,8 +52,12 @@ def pil_picture(value: str) -> Image.Image:
 def picture_size(value: str) -> tuple[int, int]:
     """Width and height of :func:`load_picture`, read from the file's head; errors as there."""
     with _opened(value) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-        return (image.height, image.width) if turned else (image.width, image.height)
+        return (image.height, image.width) if _orientation(image) > 4 else (image.width, image.height)
+
+
+def is_data_url(value: str) -> bool:
+    """Whether ``value`` is a picture itself, data:image/...;base64,..., rather than the path of one."""
+    return _URL.match(value) is not None
 
 
 def shown(value: str) -> str:
@@ -46,7 +66,7 @@ def shown(value: str) -> str:
 
 
 def data_url(value: str) -> str:
-    """The picture ``value`` as text that is understood on other machines."""
+    """The picture ``value`` as a data URL of a PNG, which is understood on other machines."""
     if value.startswith(_PREFIX):
         return value
     return png_url(_pixels(value))
@@ -59,17 +79,41 @@ def png_url(pixels: np.ndarray) -> str:
     return _PREFIX + base64.b64encode(file.getvalue()).decode()
 
 
-@lru_cache(128)
+@lru_cache(16)
 def _pixels(value: str) -> np.ndarray:
     """[H, W, 3], 8 bits: kept, so that the images of one prompt read its picture once. Not to be written to."""
     with _opened(value) as image:
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        upright = _UPRIGHT.get(_orientation(image))
+        rgb = _rgb(image)
+        return np.array(rgb if upright is None else rgb.transpose(upright))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("its pixels are floats of an unknown range, save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        # 16 bits, whether or not in a wider type; PIL's own conversion clips them at 255.
+        levels = np.asarray(image).astype(np.float64) / 257
+        image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8, as the head of the file has it."""
+    # A PNG's own getexif decodes the whole file where the head has none.
+    noted = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    return noted if isinstance(noted, int) else 1
 
 
 @contextmanager
 def _opened(value: str) -> Iterator[Image.Image]:
     try:
-        file = io.BytesIO(base64.b64decode(value.removeprefix(_PREFIX))) if value.startswith(_PREFIX) else value
+        _check_url(value)
+        url = _URL.match(value)
+        file = io.BytesIO(base64.b64decode(value[url.end() :])) if url else value
         with Image.open(file) as image:
             yield image
     except (OSError, UnidentifiedImageError, ValueError) as error:
@@ -78,13 +122,29 @@ def _opened(value: str) -> Iterator[Image.Image]:
         ) from error
 
 
+def _check_url(value: str) -> None:
+    if value[:5].lower() == "data:" and not is_data_url(value):
+        raise ValueError(f"a data URL of a picture is written {_FORM}")
+
+
 def located(value: object, folder: Path, place: str) -> str:
-    """A picture's path as it stands in a file of ``folder``, made absolute; ``ValueError`` naming ``place``."""
+    """A picture's path as it stands in a file of ``folder``, made absolute; a data URL as it is.
+
+    Raises ``ValueError`` naming ``place``: no text, no such file, another kind of data URL.
+    """
     if not isinstance(value, str) or not value:
         raise ValueError(f"{place}: a picture is the path of a file, got {value!r}")
-    if value.startswith(_PREFIX):
-        return value
-    path = (folder / Path(value).expanduser()).resolve()
-    if not path.is_file():
-        raise ValueError(f"{place}: there is no picture {path}: paths are relative to the folder of the .jsonl file")
+    try:
+        _check_url(value)
+        if is_data_url(value):
+            return value
+        path = (folder / Path(value).expanduser()).resolve()
+        found = path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{place}: {shown(value)} is no picture ({reason}): give the path of a file") from error
+    if not found:
+        raise ValueError(
+            f"{place}: there is no picture {shown(str(path))}: paths are relative to the folder of the .jsonl file"
+        )
     return str(path)

@@ -36,7 +36,9 @@ class SourceSettings:
     - ``generated:general``, ``generated:ocr``, ``generated:geneval``: prompts made here, always the same ones;
     - a folder in DiffusionNFT's layout: train.txt and test.txt, or train_metadata.jsonl and test_metadata.jsonl;
     - a .txt file with a prompt per line, or a .jsonl file with an object {"prompt": ..., metadata} per line. One line
-      in 20 is held out, by a hash of its text; so are those of a folder without a test file.
+      in 20 is held out, by a hash of its text; so are those of a folder without a test file. Lines with an "image" (a
+      path relative to the file, or a data URL) are held out by that instead: all instructions on an image go together,
+      and files of one name in different folders are different images.
 
     ``weight``: its share of an epoch's prompts relative to other sources; 0 leaves it out. ``count``: at most so many
     prompts, the first ones, of the training and of the held-out list each; 0 for all, or for 5000 generated ones. At

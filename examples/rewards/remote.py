@@ -42,8 +42,9 @@ class RemoteReward:
     """The reward ``name`` of the server at ``url``.
 
     Images are sent in requests of at most ``settings.batch_size``, with 8 bits per channel: float images are rounded,
-    by at most 1/510. Pictures in the metadata are sent as data URLs, each once per request, so that the server needs no
-    file of this machine. The token comes from MARBLE_REWARD_TOKEN.
+    by at most 1/510. Pictures in the metadata are resized to the images, as
+    :mod:`rewards.sources` does it, and sent as data URLs, each once per request: the server needs no file of this
+    machine. The token comes from MARBLE_REWARD_TOKEN.
 
     Construction asks the server for its rewards: ``ConnectionError`` where nobody answers (a run should not start
     without its rewards), ``ValueError`` for a wrong address, option or token, or a reward that the server lacks.
@@ -83,7 +84,7 @@ class RemoteReward:
             raise ValueError("{} images, {} prompts and {} metadata: give B of each".format(*counts))
         if (size := pixels.shape[1] * pixels.shape[2]) > self._limits["pixels"]:
             raise ValueError(f"images of {size} pixels, the server takes at most {self._limits['pixels']}")
-        sent = [portable(facts, self.options.pictures) for facts in metadata]
+        sent = [portable(facts, *pixels.shape[1:3], self.options.pictures) for facts in metadata]
         scores: list[float] = []
         for part in parts(sent, size, min(self.batch_size, self._limits["images"]), self._limits["body"]):
             scores += self._scores(wire.Batch(pixels[part], list(prompts[part]), sent[part]))

@@ -4,23 +4,36 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from prompts.pictures import PICTURES, data_url
+import torch
 
-# Samples of one prompt, and the frames of a video, come one after the other and share their pictures.
-_data_url = lru_cache(64)(data_url)
+from prompts.pictures import PICTURES, data_url, picture_size, png_url
+
+from .sources import fitted
 
 
-def portable(facts: Mapping[str, Any], pictures: bool = True) -> dict[str, Any]:
+def portable(facts: Mapping[str, Any], height: int, width: int, pictures: bool = True) -> dict[str, Any]:
     """``facts`` with their pictures as data URLs, or, where ``pictures`` is False, without them.
+
+    Pictures get the size of the images that are scored, as :mod:`rewards.sources` resizes them, and 8 bits: a server
+    takes no larger ones.
 
     Raises ``ValueError`` for a picture that cannot be read.
     """
     if not pictures:
         return {name: value for name, value in facts.items() if name not in PICTURES}
     return {
-        name: _data_url(value) if name in PICTURES and isinstance(value, str) else value
+        name: _data_url(name, value, height, width) if name in PICTURES and isinstance(value, str) else value
         for name, value in facts.items()
     }
+
+
+# Samples of one prompt, and the frames of a video, come one after the other and share their pictures.
+@lru_cache(64)
+def _data_url(name: str, value: str, height: int, width: int) -> str:
+    if picture_size(value) == (width, height):
+        return data_url(value)
+    levels = (fitted(name, value, height, width) * 255).round().to(torch.uint8)
+    return png_url(levels.permute(1, 2, 0).contiguous().numpy())
 
 
 def parts(metadata: Sequence[Mapping[str, Any]], pixels: int, count: int, body: int) -> list[slice]:

@@ -1,6 +1,7 @@
 """The picture that an edit started from, beside the edit."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,12 +19,11 @@ def source_of(facts: Metadata, height: int, width: int) -> Tensor | None:
     """The source [3, ``height``, ``width``] in [0, 1] of an edit; None for a prompt without one.
 
     A source of another size is resized to that of the result (bicubic, antialiased), and stretched where its aspect
-    ratio differs. Raises ``ValueError`` for a picture that cannot be read.
+    ratio differs. The tensor is kept and shared: not to be written to. Raises ``ValueError`` for a picture that cannot
+    be read.
     """
-    picture = _picture(facts, SOURCE)
-    if picture is None or picture.shape[1:] == (height, width):
-        return picture
-    return interpolate(picture[None], (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
+    value = _value(facts, SOURCE)
+    return None if value is None else fitted(SOURCE, value, height, width)
 
 
 def pil_sources(images: Tensor, metadata: Sequence[Metadata]) -> list[Image.Image | None]:
@@ -35,15 +35,26 @@ def pil_sources(images: Tensor, metadata: Sequence[Metadata]) -> list[Image.Imag
 def kept_of(facts: Metadata, height: int, width: int) -> Tensor | None:
     """Where an edit must not change anything, bool [``height``, ``width``]: the mask is below 1/2; None without one.
 
-    A mask of another size is resized (nearest).
+    A mask of another size is resized (nearest). Raises ``ValueError`` for a picture that cannot be read.
     """
-    picture = _picture(facts, MASK)
-    if picture is None:
-        return None
-    grey = picture.mean(0)
-    if grey.shape != (height, width):
-        grey = interpolate(grey[None, None], (height, width), mode="nearest-exact")[0, 0]
-    return grey < 0.5
+    value = _value(facts, MASK)
+    return None if value is None else fitted(MASK, value, height, width).mean(0) < 0.5
+
+
+@lru_cache(16)
+def fitted(name: str, value: str, height: int, width: int) -> Tensor:
+    """The source or mask ``value``, as ``name`` says, [3, ``height``, ``width``] in [0, 1]: not to be written to.
+
+    Raises ``ValueError`` for a picture that cannot be read.
+    """
+    # Later callers may need gradients, whoever comes first.
+    with torch.inference_mode(False):
+        picture = load_picture(value)
+        if picture.shape[1:] == (height, width):
+            return picture
+        if name == MASK:
+            return interpolate(picture[None], (height, width), mode="nearest-exact")[0]
+        return interpolate(picture[None], (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
 def fill(image: Tensor, kept: Tensor, colour: Tensor) -> Tensor:
@@ -51,10 +62,8 @@ def fill(image: Tensor, kept: Tensor, colour: Tensor) -> Tensor:
     return torch.where(kept, image, colour[:, None, None])
 
 
-def _picture(facts: Metadata, name: str) -> Tensor | None:
+def _value(facts: Metadata, name: str) -> str | None:
     value: Any = facts.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, str):
+    if value is not None and not isinstance(value, str):
         raise ValueError(f"metadata {name!r} is the path of a picture or a data URL, got {value!r}")
-    return load_picture(value)
+    return value

@@ -8,7 +8,7 @@ from torch import Tensor
 from backbones.interface import repeat
 from backbones.load import load_backbone
 from backbones.settings import ModelSettings
-from prompts.pictures import load_picture
+from prompts.pictures import load_picture, png_url
 from prompts.sampler import noise
 from prompts.sources import SourceSettings, load_prompts
 from rewards.registry import RewardSettings, build
@@ -75,6 +75,20 @@ def test_rewards_apply_to_edits_only() -> None:
     assert asked[0] == 0
     assert kept[1:].isnan().all()
     assert asked[1:].isnan().all()
+
+
+def test_rewards_of_the_world_run_on_edits_from_elsewhere() -> None:
+    photo, mask = np.full((20, 30, 3), 128, np.uint8), np.zeros((40, 60, 3), np.uint8)
+    mask[10:30, 10:50] = 255
+    facts = {"image": png_url(photo), "mask": png_url(mask)}
+    images = torch.full((5, 3, 16, 16), 128 / 255)
+    metadata = [{**facts, "colour": each} for each in ("red", "chartreuse", None, ["red"])] + [
+        {**facts, "mask": None, "colour": "red"}
+    ]
+    asked = build("adherence", RewardSettings())(images, [""] * 5, metadata)
+    kept = build("preservation", RewardSettings())(images, [""] * 5, metadata)
+    torch.testing.assert_close(asked, torch.tensor([0, *[torch.nan] * 4]), equal_nan=True, atol=1e-5, rtol=0)
+    torch.testing.assert_close(kept, torch.tensor([1, 1, 1, 1, torch.nan]), equal_nan=True, atol=1e-4, rtol=0)
 
 
 def test_held_out_images_are_not_trained_on() -> None:

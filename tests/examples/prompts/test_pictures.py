@@ -1,9 +1,12 @@
 """Pictures that belong to prompts: how they are read, and how .jsonl files name them."""
 
+import base64
+import io
 import json
 from pathlib import Path
 
 import numpy as np
+import PIL.PngImagePlugin
 import pytest
 import torch
 from PIL import Image
@@ -59,6 +62,53 @@ def test_a_turned_photograph_is_upright(tmp_path: Path, orientation: int) -> Non
         torch.testing.assert_close(picture[0, :, -1], torch.arange(5) * 50 / 255)
 
 
+def test_the_size_of_a_png_is_read_from_its_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "a.png")
+
+    def load(self: Image.Image) -> None:
+        raise AssertionError("the pixels were decoded")
+
+    monkeypatch.setattr(PIL.PngImagePlugin.PngImageFile, "load", load)
+    assert picture_size(path) == (5, 3)
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_16_bits_become_8(tmp_path: Path, kind: str) -> None:
+    levels = np.array([[0, 257, 1000], [30_000, 65_278, 65_535]], np.uint16)
+    path = tmp_path / f"a.{kind}"
+    Image.fromarray(levels).save(path)
+    for grey in load_picture(str(path)) * 255:
+        assert grey.round().int().tolist() == [[0, 1, 4], [117, 254, 255]]
+
+
+def test_floats_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((3, 5), np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match="its pixels are floats of an unknown range, save it with 8 or 16 bits"):
+        load_picture(str(tmp_path / "a.tiff"))
+
+
+def test_behind_what_is_transparent_is_white(tmp_path: Path) -> None:
+    pixels = np.array([[[200, 0, 0, 255], [200, 0, 0, 0], [0, 0, 0, 51]]], np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    picture = (load_picture(str(tmp_path / "a.png")) * 255).round().int()
+    assert picture[:, 0].T.tolist() == [[200, 0, 0], [255, 255, 255], [204, 204, 204]]
+    Image.fromarray(np.array([[0, 9]], np.uint8)).save(tmp_path / "grey.png", transparency=0)
+    assert (load_picture(str(tmp_path / "grey.png"))[0] * 255).round().int().tolist() == [[255, 9]]
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp", "bmp"])
+def test_data_urls_of_other_types_are_read(tmp_path: Path, kind: str) -> None:
+    file = Path(saved(tmp_path / f"a.{kind}"))
+    url = f"data:image/{kind};base64," + base64.b64encode(file.read_bytes()).decode()
+    assert torch.equal(load_picture(url), load_picture(str(file)))
+    assert picture_size(url) == (5, 3)
+    assert data_url(url) == data_url(str(file))
+    with Image.open(io.BytesIO(base64.b64decode(data_url(url).partition(",")[2]))) as image:
+        assert image.format == "PNG"
+    [prompt] = read_jsonl(lines(tmp_path, {"image": url}), "edits", quoted=False)
+    assert prompt.metadata["image"] == url
+
+
 def test_a_data_url_is_the_same_picture(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png")
     url = data_url(path)
@@ -100,12 +150,13 @@ def test_pictures_of_a_file_are_found_beside_it(tmp_path: Path, monkeypatch: pyt
         {"image": "side/a.png", "mask": "../mask.png", "note": "side/a.png"},
         {"image": image, "mask": url},
         {},
+        {"image": None, "mask": None},
     )
     monkeypatch.chdir(tmp_path)
-    first, second, third = read_jsonl(Path("in/edits.jsonl"), "edits", quoted=False)
+    first, second, third, fourth = read_jsonl(Path("in/edits.jsonl"), "edits", quoted=False)
     assert first.metadata == {"image": image, "mask": mask, "note": "side/a.png"}
     assert second.metadata == {"image": image, "mask": url}
-    assert third.metadata == {}
+    assert third.metadata == fourth.metadata == {}
     held_out = load_prompts("edits", SourceSettings(str(path)), True)
     assert held_out[0].metadata["image"] == image
 
@@ -116,10 +167,18 @@ def test_pictures_of_a_file_are_found_beside_it(tmp_path: Path, monkeypatch: pyt
         ({"image": "gone.png"}, "line 2: there is no picture .*gone.png: paths are relative to the folder"),
         ({"mask": "."}, "line 2: there is no picture"),
         ({"image": 3}, "line 2: a picture is the path of a file, got 3"),
+        (
+            {"image": "data:text/plain;base64," + "A" * 5000},
+            r"line 2: .*a data URL of a picture is written data:image/\.\.\.",
+        ),
+        ({"image": "DATA:image/svg+xml,<svg/>"}, r"line 2: .*a data URL of a picture is written data:image/"),
+        ({"image": "A" * 5000}, r"line 2: AAA.*\.\.\. is no picture \(File name too long\): give the path of a file"),
+        ({"image": "a\0.png"}, "line 2: .*no picture"),
         ({"mask": ""}, "line 2: a picture is the path of a file, got ''"),
     ],
 )
 def test_pictures_that_are_not_there_are_refused_with_their_line(tmp_path: Path, facts: dict, message: str) -> None:
     saved(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         read_jsonl(lines(tmp_path, {"image": "a.png"}, facts), "edits", quoted=False)
+    assert len(str(caught.value)) < 1000

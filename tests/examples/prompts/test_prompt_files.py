@@ -126,3 +126,37 @@ def test_the_stated_share_is_held_out() -> None:
 def test_one_prompt_cannot_be_split() -> None:
     with pytest.raises(ValueError, match=r"some\.txt needs two different prompts"):
         held(["a", "a"], True)
+
+
+def edits(*images: str) -> list[Prompt]:
+    return [Prompt("make it blue", metadata={"image": image}) for image in images]
+
+
+def sides(prompts: list[Prompt], path: Path) -> tuple[set[str], set[str]]:
+    train, test = ({prompt.metadata["image"] for prompt in split(prompts, side, path)} for side in (False, True))
+    return train, test
+
+
+def test_sources_of_one_name_in_different_folders_are_different(tmp_path: Path) -> None:
+    images = [str(tmp_path.resolve() / f"{i:04}" / "input.png") for i in range(200)]
+    train, test = sides(edits(*images, *images), tmp_path / "edits.jsonl")
+    assert len(train) + len(test) == 200
+    assert not train & test
+    assert 1 < len(test) < 30
+    # The folder may be called anything else.
+    moved = [image.replace(str(tmp_path.resolve()), "/elsewhere") for image in images]
+    assert {image[-14:] for image in sides(edits(*moved), Path("/elsewhere/edits.jsonl"))[1]} == {
+        image[-14:] for image in test
+    }
+
+
+def test_sources_outside_of_the_folder_and_data_urls_are_told_apart(tmp_path: Path) -> None:
+    for images in (("/a/input.png", "/b/input.png"), ("data:image/png;base64,AA", "data:image/png;base64,BB")):
+        train, test = sides(edits(*images, images[0]), tmp_path / "edits.jsonl")
+        assert (train, test) == ({images[1]}, {images[0]})
+
+
+def test_many_instructions_on_one_image_cannot_be_split(tmp_path: Path) -> None:
+    prompts = [Prompt(text, metadata={"image": "/a.png"}) for text in ("make it blue", "make it red")]
+    with pytest.raises(ValueError, match=r"edits\.jsonl needs two different source images at least"):
+        split(prompts, True, tmp_path / "edits.jsonl")

@@ -20,6 +20,7 @@ from rewards.interface import Metadata
 from rewards.registry import RewardSettings
 from rewards.remote_parts import parts
 from rewards.scorer import Scorer
+from rewards.sources import kept_of, source_of
 
 
 def distance(images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
@@ -62,6 +63,29 @@ def test_a_server_without_the_files_scores_as_they_do_here(pictures: list[str], 
         blind = remote(url, format=form, pictures=False)(images, [""] * 6, metadata)
         assert blind.isnan().all()
         assert seen[-2:] == [{"n": 1}, {}]
+
+
+def test_pictures_that_a_server_would_refuse_are_sent_in_the_size_of_the_images(tmp_path: Path) -> None:
+    photo, mask = tmp_path / "photo.jpg", tmp_path / "mask.png"
+    Image.linear_gradient("L").resize((300, 200)).convert("RGB").save(photo)
+    Image.linear_gradient("L").resize((150, 100)).point(lambda level: 255 * (level > 99)).save(mask)
+    metadata = [{"image": str(photo), "mask": str(mask)}]
+    images = torch.rand(1, 3, 20, 30)
+    seen: list[Metadata] = []
+
+    def reward(images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
+        seen.extend(metadata)
+        return distance(images, prompts, metadata)
+
+    with served({"mean": reward}, limits=Limits(pixels=20 * 30)) as url:
+        assert remote(url)(images, ["a"], metadata).isfinite().all()
+    source, kept = source_of(metadata[0], 20, 30), kept_of(metadata[0], 20, 30)
+    torch.testing.assert_close(load_picture(seen[0]["image"]), source, atol=0.501 / 255, rtol=0)
+    arrived = kept_of(seen[0], 20, 30)
+    assert arrived is not None
+    assert kept is not None
+    assert arrived.equal(kept)
+    assert 0 < kept.float().mean() < 1
 
 
 @pytest.mark.parametrize("content_type", [wire.JSON, wire.NPZ])

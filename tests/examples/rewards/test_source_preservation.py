@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_clip
 import torch
@@ -11,11 +12,12 @@ from torch.nn.functional import normalize
 from transformers import Dinov2Model
 
 from make_rewards import save_dino
-from prompts.pictures import data_url
+from prompts.pictures import data_url, png_url
 from rewards.image_embeddings import ImageProcessor
 from rewards.interface import Reward
 from rewards.pil_images import pil_images
 from rewards.registry import RewardSettings, build
+from rewards.sources import source_of
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +120,13 @@ def test_what_cannot_be_compared_raises(folder: str, images: Tensor, tmp_path: P
         clip_reward(folder)(images[:2], ["", ""], [{}])
     with pytest.raises(ValueError, match="kind must be one of clip, dino, got 'lpips'"):
         build("source_preservation", RewardSettings(options={"kind": "lpips"}))
+
+
+def test_a_resized_source_is_kept_and_may_take_part_in_gradients() -> None:
+    facts = {"image": png_url(np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3))}
+    with torch.inference_mode():
+        first = source_of(facts, 8, 8)
+    assert first is source_of(facts, 8, 8)
+    assert first is not None
+    assert not first.is_inference()
+    (torch.ones(3, 8, 8, requires_grad=True) * first).sum().backward()
