@@ -12,12 +12,15 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+import yaml
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 import marble_opt
@@ -53,8 +56,6 @@ class Subject:
         self.x = noise(range(_BATCH), shape).to(backbone.device)
         self.t = torch.linspace(0.3, 0.9, _BATCH, device=backbone.device)
         self.plain = backbone
-        with torch.no_grad():
-            self.base = backbone.velocity(self.x, self.t, backbone.encode(self.prompts))
         # Rounding of the precision that the network computes in.
         self.tolerance = {"no": 1e-4}.get(getattr(backbone, "settings", ModelSettings()).precision, 0.05)
 
@@ -64,6 +65,12 @@ class Subject:
             self.preferences = "LoRA and conditioning"
         except ValueError as error:
             self.preferences = f"LoRA (no preferences: {error})"
+
+    @cached_property
+    def base(self) -> Tensor:
+        """The pretrained velocity. Not made before a check asks for it, so that one that fails is a finding."""
+        with torch.no_grad():
+            return self.plain.velocity(self.x, self.t, self.plain.encode(self.prompts))
 
     def adapted(self) -> tuple[Backbone, Adapters, list[torch.nn.Module]]:
         """A new backbone with LoRA and, if its architecture is known, conditioning, both untrained; their modules."""
@@ -152,7 +159,7 @@ def check(load: Callable[[], Backbone], prompts: Sequence[Prompt]) -> Iterator[t
                 # Such as that the factored route had to leave parameters to the loop.
                 warnings.filterwarnings("error", category=UserWarning, module="marble_opt")
                 yield each.__name__, each(subject), True
-        except (ValueError, RuntimeError, TypeError, UserWarning) as error:
+        except Exception as error:  # Whatever somebody's backbone may raise is what was found.
             yield each.__name__, f"{type(error).__name__}: {str(error)[:400]}", False
 
 
@@ -192,6 +199,21 @@ def _disturb(adapters: Adapters) -> None:
         weight.add_(0.02 * torch.randn(weight.shape, generator=generator).to(weight))
 
 
+def read_settings(model: str, given: Sequence[str]) -> ModelSettings:
+    """The settings of ``model`` with those ``given`` as "model.NAME=value".
+
+    Raises ``ValueError`` for settings of another section, unknown names and values that do not fit.
+    """
+    for setting in given:
+        if not setting.startswith("model.") or "=" not in setting:
+            raise ValueError(f"settings are model.NAME=value, got {setting!r}")
+    try:
+        own = OmegaConf.merge({"model": {"name": model}}, OmegaConf.from_dotlist([*given]))["model"]
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelSettings), own))  # type: ignore[return-value]
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ValueError(f"{' '.join(given)}: {str(error).splitlines()[0]}") from error
+
+
 def main() -> None:
     """Parse the command line, check, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,9 +222,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("settings", nargs="*", help="model.NAME=value")
     arguments = parser.parse_args()
-    given = OmegaConf.from_dotlist([f"model.name={arguments.model}", *arguments.settings])["model"]
     try:
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelSettings), given))
+        settings = read_settings(arguments.model, arguments.settings)
         prompts = load_prompts("check", SourceSettings(arguments.prompts, count=8), held_out=False)
         results = [*check(lambda: load_backbone(settings, arguments.device), prompts)]
     except ValueError as error:

@@ -31,10 +31,10 @@ class FluxKontextBackbone(Backbone):
     after those of the edited image, and what it puts out for them is dropped. Frozen weights are stored in
     ``settings.precision``, the VAE's in fp32. The network takes any ``max_tokens``, but was trained with 512.
 
-    Source and edited image have one size, of as many pixels as a square of ``settings.resolution``: of those that
-    Kontext was trained on the one nearest to the source's aspect ratio, as the pipeline chooses it (see
-    :mod:`.flux_sizes`). ``latent_shape`` is the square's. So is the schedule, whatever the size: the pipeline's own
-    shift differs by less than 1 % between them.
+    Source and edited image have one size, of as many pixels as a square of ``settings.resolution``: the one nearest to
+    the source's aspect ratio, as the pipeline chooses it, of those that Kontext was trained on; these are sizes for
+    1024, at another resolution they are scaled and rounded (see :mod:`.flux_sizes`). ``latent_shape`` is the square's.
+    So is the schedule, whatever the size: the pipeline's own shift differs by less than 1 % between them.
 
     The pipeline's guidance scale is ``settings.guidance``, for rollouts and in the loss. Classifier-free guidance goes
     from the empty prompt with the same source to the prompt, as the pipeline's ``true_cfg_scale`` does.

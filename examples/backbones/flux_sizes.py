@@ -29,10 +29,11 @@ def step_of(pipeline: FluxKontextPipeline) -> int:
 
 
 def offered(side: int, step: int) -> list[Size]:
-    """The sizes for squares of ``side`` pixels, a multiple of ``step``: those that Kontext was trained on.
+    """The sizes for squares of ``side`` pixels, a multiple of ``step``.
 
-    The pipeline's list is for 1024 pixels. For another side both lengths are scaled and rounded to multiples of
-    ``step``, and sizes that become equal are one; then their numbers of pixels differ by more (at 512 by up to 3 %).
+    At 1024 pixels they are the pipeline's list, those that Kontext was trained on. For another side both lengths are
+    scaled and rounded to multiples of ``step``, and sizes that become equal are one; then their numbers of pixels
+    differ by more (at 512 by up to 3 %).
     """
     return sorted({(_rounded(w * side / _SIDE, step), _rounded(h * side / _SIDE, step)) for w, h in _listed()})
 

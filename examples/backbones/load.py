@@ -45,13 +45,16 @@ def load_backbone(settings: ModelSettings, device: str = "cpu") -> Backbone:
 def kind_of(name: str) -> str:
     """What a folder or a hub id holds: the ``_class_name`` in its model_index.json, or "TinyModel".
 
-    Raises ``ValueError`` where there is no model.
+    Raises ``ValueError`` where there is no model, or none that says its class.
     """
     if (Path(name) / "text_encoder.json").is_file():
         return "TinyModel"
     if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
         raise ValueError(f"{name} holds no model_index.json: give the folder of a saved pipeline")
     try:
-        return str(DiffusionPipeline.load_config(name)["_class_name"])
+        index = DiffusionPipeline.load_config(name)
     except OSError as error:
         raise ValueError(f"{name!r} is neither a folder nor a model that can be read from the hub: {error}") from error
+    if "_class_name" not in index:
+        raise ValueError(f"the model_index.json of {name} has no _class_name: save the pipeline with save_pretrained")
+    return str(index["_class_name"])

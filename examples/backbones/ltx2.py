@@ -29,8 +29,9 @@ from .prompt_cache import PromptCache
 from .saved_pipeline import DTYPES
 from .settings import ModelSettings
 
-# Of a prompt's metadata: the number of frames and [width, height] in pixels, in place of the settings'.
-FRAMES, SIZE = "frames", "size"
+# Of a prompt's metadata: the number of frames and [width, height] in pixels, in place of the settings'. Plain "frames"
+# and "size" may be in people's data and mean something else.
+FRAMES, SIZE = "video_frames", "video_size"
 # Gemma's states in all of its 49 layers, 0.8 GB at 1024 places, and their copies in the connectors.
 _ENCODED_AT_ONCE = 2
 
@@ -41,7 +42,8 @@ class LTX2Backbone(Backbone):
     Latents are those of the transformer, the VAE's after normalisation. What they hold depends on ``settings.audio``:
 
     - "isolated": [B, C, F, H, W], the video's. The transformer runs with ``isolate_modalities`` and one silent token in
-      place of the sound, which nothing of the video sees. Prompts may have "frames" and "size" of their own then.
+      place of the sound, which nothing of the video sees. A prompt may then have a size of its own, in its metadata:
+      "video_frames", a number as of ``settings.frames``, and "video_size", [width, height] in pixels.
     - "frozen", "trained": [B, C F H W + L D], the video and after it the sound (:class:`Joint`), sampled together.
       "frozen" has the video alone in the loss.
 
@@ -57,7 +59,8 @@ class LTX2Backbone(Backbone):
         device: where it runs.
 
     Raises:
-        ValueError: frames or a resolution that the model cannot make, a scheduler of another kind.
+        ValueError: frames or a resolution that the model cannot make, a video too short for sound, a scheduler of
+            another kind.
     """
 
     def __init__(self, pipeline: LTX2Pipeline, settings: ModelSettings, device: torch.device) -> None:
@@ -106,12 +109,12 @@ class LTX2Backbone(Backbone):
         side = self.settings.resolution or RESOLUTION
         size, where = facts.get(SIZE, [side, side]), f"the prompt {prompt.text[:60]!r} has "
         if isinstance(size, str) or not isinstance(size, Sequence) or len(size) != 2:
-            raise ValueError(f"{where}size = {size!r}: give [width, height] in pixels")
-        names = (f"{where}frames", f"{where}size {[*size]}, a side")
+            raise ValueError(f"{where}{SIZE} = {size!r}: give [width, height] in pixels")
+        names = (f"{where}{FRAMES}", f"{where}{SIZE} {[*size]}, a side")
         shape = self.grid.shape(facts.get(FRAMES, self.settings.frames), size[0], size[1], names)
         if self.joint is not None and shape != self._video:
             raise ValueError(
-                f"{where}frames or a size of its own, which model.audio={self.settings.audio} cannot serve: set "
+                f"{where}{FRAMES} or a {SIZE} of its own, which model.audio={self.settings.audio} cannot serve: set "
                 "model.audio=isolated, or the same size for all by model.frames and model.resolution"
             )
         return self.latent_shape if self.joint is not None else shape

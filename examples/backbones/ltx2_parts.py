@@ -27,7 +27,8 @@ def load_pipeline(settings: ModelSettings, device: torch.device) -> LTX2Pipeline
     ``settings.precision``; the video VAE in fp32.
 
     Raises:
-        ValueError: settings that this model or device cannot serve, a folder that lacks a part, a part of another kind.
+        ValueError: settings that this model or device cannot serve, a folder that lacks a part, a part of another kind,
+            parts that do not fit.
         ImportError: a missing package, with the command that installs it.
     """
     saved_pipeline.check_settings(settings, device, _MOST_TOKENS)
@@ -67,9 +68,17 @@ def grid_of(pipeline: LTX2Pipeline) -> Grid:
 
 
 def audio_shape(pipeline: LTX2Pipeline, frames: int, frame_rate: float) -> tuple[int, int]:
-    """Tokens and values per token of the sound of ``frames`` frames, as the pipeline has them."""
+    """Tokens and values per token of the sound of ``frames`` frames, as the pipeline has them.
+
+    Raises ``ValueError`` for a video that is shorter than a token.
+    """
     spectra_per_second = pipeline.audio_sampling_rate / pipeline.audio_hop_length
     length = round(frames / frame_rate * (spectra_per_second / pipeline.audio_vae_temporal_compression_ratio))
+    if length < 1:
+        raise ValueError(
+            f"model.frames = {frames} at model.frame_rate = {frame_rate:g} are too short for any sound: take more "
+            "frames, a lower frame rate, or model.audio=isolated"
+        )
     return length, pipeline.transformer.config.audio_in_channels
 
 
@@ -101,6 +110,19 @@ def _check_parts(pipeline: LTX2Pipeline) -> None:
         raise ValueError(f"the transformer has patches of {config.patch_size}: only one latent per token is supported")
     if pipeline.vae.config.timestep_conditioning:
         raise ValueError("the VAE decodes with a time of its own (timestep_conditioning): LTX-2's has none, take that")
+    audio, bins = (
+        pipeline.audio_vae.config,
+        pipeline.audio_vae.config.mel_bins // pipeline.audio_vae_mel_compression_ratio,
+    )
+    for kind, inputs, made in (
+        ("", config.in_channels, pipeline.vae.config.latent_channels),
+        ("audio ", config.audio_in_channels, audio.latent_channels * bins),
+    ):
+        if inputs != made:
+            raise ValueError(
+                f"the transformer takes {inputs} {kind}channels, and the latents of the {kind}VAE have {made}: the two "
+                "do not belong together"
+            )
 
 
 def _check_tokens(pipeline: LTX2Pipeline, tokens: int) -> None:

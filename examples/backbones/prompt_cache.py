@@ -59,7 +59,7 @@ class PromptCache:
     def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Embeddings in the order of ``texts``, each [B, ...], on the CPU; repeated texts are encoded once.
 
-        Raises ``ValueError`` for an empty list.
+        Raises ``ValueError`` for an empty list, and for an embedding that is not finite, which is not kept.
         """
         if not texts:
             raise ValueError("there are no prompts to encode")
@@ -79,11 +79,18 @@ class PromptCache:
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def _encoded(self, texts: list[str]) -> dict[str, Entry]:
-        """Encode and keep at most one batch."""
+        """Encode and keep at most one batch, all of it finite."""
         padded = texts + texts[-1:] * (self.batch - len(texts))
         tensors = {name: tensor.detach().cpu() for name, tensor in self.encode(padded).items()}
         # Clones: a view would keep the whole batch alive.
         entries = {text: {name: tensor[i].clone() for name, tensor in tensors.items()} for i, text in enumerate(texts)}
+        for text, entry in entries.items():
+            for name, tensor in entry.items():
+                if not tensor.isfinite().all():
+                    raise ValueError(
+                        f"the text encoder made {name!r} of the prompt {text[:60]!r} that is not finite: encoders such "
+                        "as T5 and Gemma overflow in fp16, use model.precision=bf16"
+                    )
         for text, entry in entries.items():
             path = self.path(text)
             if path is not None:

@@ -18,7 +18,7 @@ _INSTALL = "pip install diffusers transformers tokenizers sentencepiece"
 
 
 def check_settings(settings: ModelSettings, device: torch.device, most_tokens: int) -> None:
-    """Raise ``ValueError`` for fp16 on a CPU and for more than ``most_tokens`` tokens of a T5."""
+    """Raise ``ValueError`` for fp16 on a CPU and for more than ``most_tokens`` tokens of a T5 or Gemma."""
     if settings.precision == "fp16" and device.type == "cpu":
         raise ValueError("model.precision fp16 needs a GPU: on a CPU use bf16 or no")
     if settings.max_tokens > most_tokens:
@@ -56,8 +56,9 @@ def load_frozen(kind: Any, settings: ModelSettings, left_out: Collection[str] = 
     """The pipeline ``settings.name`` of the class ``kind``, on the CPU: frozen, in evaluation mode, in
     ``settings.precision``; the VAE in fp32. ``left_out``: the parts that it was saved without.
 
-    The VAE's configuration asks for fp32 (``force_upcast``; the pipelines do not look at it) and DiffusionNFT's code
-    keeps its weights so. At 84 M parameters and one pass per image that costs little, and nothing can overflow.
+    In fp32 nothing of the VAE can overflow, at the cost of one slower pass per image or video. That of SD3.5 and Flux
+    (84 M parameters) asks for it in its configuration (``force_upcast``; the pipelines do not look at it), and
+    DiffusionNFT's code keeps its weights so. LTX-2's decoder has 0.5 B, 2 GB in fp32, its transformer 38 GB in bf16.
 
     Raises ``ImportError`` for a missing package, with the command that installs it.
     """

@@ -14,7 +14,8 @@ class ModelSettings:
     activations in the backward pass: less memory, one more forward. ``max_tokens`` truncates the T5 sequence.
     ``prompt_cache``: a folder for prompt embeddings, "" keeps them in memory only. ``offload_text_encoders`` keeps them
     on the CPU except while prompts are encoded. ``decode_batch``: images or videos decoded at once, ``tiling`` decodes
-    them in overlapping tiles: less memory, small seams.
+    them in overlapping tiles: less memory, small seams. It changes only what has a side above that of a tile: 512
+    pixels for LTX-2, the ``sample_size`` of its VAE for SD3.5 and Flux Kontext (1024).
 
     Flux Kontext: ``guidance``, the scale that its network is told (a guidance-distilled model; not classifier-free
     guidance, which is ``rollout.guidance``); ``resolution`` is the side of a square with as many pixels as an image.
@@ -39,6 +40,9 @@ class ModelSettings:
     audio: str = "isolated"
 
     def __post_init__(self) -> None:
+        # To YAML the bare word no, as in model.precision=no, is the boolean; OmegaConf makes a string of it.
+        if self.precision == "False":
+            self.precision = "no"
         if self.precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"model.precision must be no, bf16 or fp16, got {self.precision!r}")
         if self.resolution < 0 or self.resolution % 8:

@@ -23,8 +23,9 @@ class Schedule:
     Attributes:
         shift: s of σ → s σ / (1 + (s − 1) σ) (SD3, arXiv 2403.03206, section 5.3.2); Flux and LTX-2 give it as e^μ.
         whole: ``euler`` starts from σ = 1, 1 − 1/S, …, 1/S before the shift, as Flux's and LTX-2's pipelines do; SD3's
-            lie evenly between the scheduler's own ends.
-        terminal: σ of the last step, to which all are stretched after the shift (LTX-2: 0.1); ``None`` leaves them.
+            lie evenly between the scheduler's own ends. ``dpm2`` has ends of its own in both cases.
+        terminal: σ of the last step, to which all are stretched after the shift (LTX-2: 0.1); ``None`` leaves them. For
+            ``euler`` only.
     """
 
     shift: float = 1.0
@@ -33,10 +34,15 @@ class Schedule:
 
 
 def scheduler_of(solver: str, steps: int, schedule: Schedule) -> Scheduler:
-    """A fresh scheduler, its ``steps`` times set. Raises ``ValueError`` for an unknown solver."""
+    """A fresh scheduler, its ``steps`` times set.
+
+    Raises ``ValueError`` for an unknown solver, and for ``dpm2`` if the schedule has a ``terminal``: use ``euler``.
+    """
     if solver == "euler":
         scheduler = FlowMatchEulerDiscreteScheduler(shift=schedule.shift, shift_terminal=schedule.terminal)
     elif solver == "dpm2":
+        if schedule.terminal is not None:
+            raise ValueError(f"dpm2 cannot end at this model's terminal σ of {schedule.terminal:g}: use solver euler")
         scheduler = DPMSolverMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=schedule.shift, solver_order=2
         )

@@ -15,7 +15,7 @@ from backbones.load import load_backbone
 from backbones.settings import ModelSettings
 from backbones.tiny import TinyBackbone
 from backbones.tokenizers import t5_tokenizer
-from check_backbone import CHECKS, check
+from check_backbone import CHECKS, check, main, read_settings
 from prompts.prompt import Prompt
 
 PAGE = Path(__file__).parents[3] / "examples" / "BACKBONES.md"
@@ -105,3 +105,37 @@ def test_faults_are_found(fault: str, failing: str) -> None:
     results = SimpleNamespace(**{name: (right, text) for name, text, right in check(load, PROMPTS)})
     assert not getattr(results, failing)[0], getattr(results, failing)[1]
     assert results.start[0] == (fault != "targets")
+
+
+def test_a_velocity_that_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*args: object) -> Tensor:
+        raise KeyError("mask")
+
+    monkeypatch.setattr(TinyBackbone, "velocity", wrong)
+    results = {name: (right, text) for name, text, right in check(lambda: load_backbone(ModelSettings()), PROMPTS)}
+    assert not any(right for right, _ in results.values())
+    assert all(text == "KeyError: 'mask'" for _, text in results.values())
+    assert [*results] == [each.__name__ for each in CHECKS]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.foo=1", "error: model.foo=1: Key 'foo' not in 'ModelSettings'"),
+        ("model.frames=many", "error: model.frames=many: Value 'many' of type 'str'"),
+        ("model.frames=[", r"error: model.frames=\[: while parsing"),
+        ("model.resolution=13", "error: model.resolution must be 0 or a positive multiple of 8"),
+        ("rollout.steps=1", "error: settings are model.NAME=value, got 'rollout.steps=1'"),
+        ("model.frames", "error: settings are model.NAME=value, got 'model.frames'"),
+    ],
+)
+def test_wrong_settings_are_named(setting: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["check_backbone.py", setting])
+    with pytest.raises(SystemExit, match=message):
+        main()
+
+
+def test_the_bare_word_no_is_a_precision() -> None:
+    assert read_settings("tiny", ["model.precision=no", "model.frames=9"]) == ModelSettings(frames=9)
+    with pytest.raises(ValueError, match=r"model\.precision must be no, bf16 or fp16, got 'True'"):
+        read_settings("tiny", ["model.precision=yes"])

@@ -76,6 +76,13 @@ def test_many_steps_start_at_the_first_time() -> None:
     assert seen == times("dpm2", 640, Schedule(3.0)).tolist()
 
 
+def test_a_terminal_sigma_is_for_euler() -> None:
+    schedule = Schedule(2.0, whole=True, terminal=0.1)
+    assert float(times("euler", 4, schedule)[-1]) == pytest.approx(0.1)
+    with pytest.raises(ValueError, match=r"terminal σ of 0\.1: use solver euler"):
+        times("dpm2", 4, schedule)
+
+
 def test_an_unknown_solver_is_refused() -> None:
     with pytest.raises(ValueError, match="solver must be one of"):
         times("heun", 4, 1.0)

@@ -127,9 +127,9 @@ def test_what_is_in_the_loss(tiny_ltx2: Path, isolated: LTX2Backbone, joint: LTX
 
 
 def test_prompts_with_frames_and_sizes_of_their_own(isolated: LTX2Backbone) -> None:
-    wide = Prompt("a horse", metadata={"frames": 17, "size": [96, 64]})
+    wide = Prompt("a horse", metadata={"video_frames": 17, "video_size": [96, 64]})
     assert isolated.latent_shape_of(PROMPTS[0]) == isolated.latent_shape == (8, 2, 2, 2)
-    assert isolated.latent_shape_of(Prompt("", metadata={"frames": 1})) == (8, 1, 2, 2)
+    assert isolated.latent_shape_of(Prompt("", metadata={"video_frames": 1})) == (8, 1, 2, 2)
     assert isolated.latent_shape_of(wide) == (8, 3, 2, 3)
     x = torch.randn(1, 8, 3, 2, 3)
     latents = isolated.sample(isolated.encode([wide]), x, 2)

@@ -103,6 +103,7 @@ def test_decoding_in_slices_changes_nothing(tiny_ltx2: Path, backbone: LTX2Backb
 
 def test_tiled_decoding_is_close_to_the_whole(tiny_ltx2: Path, backbone: LTX2Backbone) -> None:
     tiled = load(tiny_ltx2, tiling=True)
+    assert tiled.vae.tile_sample_min_height == tiled.vae.tile_sample_min_width == 512, "as ModelSettings says"
     tiled.vae.enable_tiling(tile_sample_min_height=128, tile_sample_min_width=128)
     latents = torch.randn(1, 8, 1, 3, 5, generator=torch.Generator().manual_seed(0))
     sizes = []

@@ -47,12 +47,12 @@ def test_bad_settings_are_refused(tiny_ltx2: Path, options: dict, message: str) 
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"frames": 10}, "the prompt 'a horse' has frames = 10: take 9 or 17"),
-        ({"frames": "9"}, "the prompt 'a horse' has frames = '9': take a whole number"),
-        ({"size": [64, 70]}, r"the prompt 'a horse' has size \[64, 70\], a side = 70: take 64 or 96"),
-        ({"size": [64]}, r"the prompt 'a horse' has size = \[64\]: give \[width, height\] in pixels"),
-        ({"size": 64}, r"the prompt 'a horse' has size = 64: give \[width, height\] in pixels"),
-        ({"size": "64x64"}, "size = '64x64': give"),
+        ({"video_frames": 10}, "the prompt 'a horse' has video_frames = 10: take 9 or 17"),
+        ({"video_frames": "9"}, "the prompt 'a horse' has video_frames = '9': take a whole number"),
+        ({"video_size": [64, 70]}, r"the prompt 'a horse' has video_size \[64, 70\], a side = 70: take 64 or 96"),
+        ({"video_size": [64]}, r"the prompt 'a horse' has video_size = \[64\]: give \[width, height\] in pixels"),
+        ({"video_size": 64}, r"the prompt 'a horse' has video_size = 64: give \[width, height\] in pixels"),
+        ({"video_size": "64x64"}, "video_size = '64x64': give"),
     ],
 )
 def test_bad_sizes_of_a_prompt_are_refused_by_its_name(backbone: LTX2Backbone, metadata: dict, message: str) -> None:
@@ -62,9 +62,20 @@ def test_bad_sizes_of_a_prompt_are_refused_by_its_name(backbone: LTX2Backbone, m
 
 def test_with_sound_all_videos_have_one_size(tiny_ltx2: Path) -> None:
     joint = load(tiny_ltx2, audio="frozen")
-    assert joint.latent_shape_of(Prompt("a horse", metadata={"frames": 9, "size": [64, 64]})) == joint.latent_shape
+    same = Prompt("a horse", metadata={"video_frames": 9, "video_size": [64, 64]})
+    assert joint.latent_shape_of(same) == joint.latent_shape
     with pytest.raises(ValueError, match=r"model\.audio=frozen cannot serve: set model\.audio=isolated"):
-        joint.latent_shape_of(Prompt("a horse", metadata={"frames": 17}))
+        joint.latent_shape_of(Prompt("a horse", metadata={"video_frames": 17}))
+
+
+def test_a_video_too_short_for_any_sound_is_refused(tiny_ltx2: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.frames = 1 at model\.frame_rate = 60 are too short .*=isolated"):
+        load(tiny_ltx2, audio="frozen", frames=1, frame_rate=60.0)
+    assert load(tiny_ltx2, frames=1, frame_rate=60.0).joint is None
+
+
+def test_facts_of_a_data_set_are_no_commands(backbone: LTX2Backbone) -> None:
+    assert backbone.latent_shape_of(Prompt("", metadata={"frames": 7, "size": "large"})) == backbone.latent_shape
 
 
 def test_the_default_is_a_square_of_512_pixels(tiny_ltx2: Path) -> None:
@@ -103,6 +114,17 @@ def test_parts_of_another_kind_are_refused(tiny_ltx2: Path, monkeypatch: pytest.
         load(tiny_ltx2)
     pipeline.transformer.register_to_config(patch_size=2)
     with pytest.raises(ValueError, match="patches of 2: only one latent per token"):
+        load(tiny_ltx2)
+
+
+def test_parts_that_do_not_fit_are_refused(tiny_ltx2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = load_plain(tiny_ltx2)
+    monkeypatch.setattr(LTX2Pipeline, "from_pretrained", lambda *args, **kwargs: pipeline)
+    pipeline.audio_vae.register_to_config(latent_channels=4)
+    with pytest.raises(ValueError, match="takes 8 audio channels, and the latents of the audio VAE have 16: the two"):
+        load(tiny_ltx2)
+    pipeline.vae.register_to_config(latent_channels=16)
+    with pytest.raises(ValueError, match="takes 8 channels, and the latents of the VAE have 16: the two do not belong"):
         load(tiny_ltx2)
 
 

@@ -94,6 +94,20 @@ def test_a_damaged_file_is_encoded_again_with_a_warning(
     assert equal(PromptCache(lambda texts: 1 / 0, "model", tmp_path)(["a", "b"]), expected), "the file was repaired"
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_overflowed_is_not_kept(tmp_path: Path, value: float) -> None:
+    def encode(texts: list[str]) -> dict[str, torch.Tensor]:
+        rows = torch.tensor([[value if text == "b" else 1.0] * 3 for text in texts]).half()
+        return {"mask": torch.ones(len(texts), 3, dtype=torch.long), "sequence": rows}
+
+    cache = PromptCache(encode, "model", tmp_path)
+    with pytest.raises(ValueError, match=r"made 'sequence' of the prompt 'b' that is not finite: .*precision=bf16"):
+        cache(["a", "b"])
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not cache._memory
+    assert cache(["a"])["sequence"].isfinite().all()
+
+
 def test_memory_is_bounded_and_the_least_recently_used_go_first(counting: tuple) -> None:
     encode, calls = counting
     cache = PromptCache(encode, "model", batch=1, max_bytes=3 * ENTRY_BYTES)
