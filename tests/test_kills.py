@@ -21,6 +21,7 @@ def killed(folder: Path, *options: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.soak
 def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
     seen = killed(tmp_path, "random", "--steps", "200", "--kills", "20")
     assert seen["equal"]

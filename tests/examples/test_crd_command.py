@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from trainer_cases import SMALL, adapter_weights, small_trainer
 
@@ -13,6 +14,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "train.py"
 OPTIONS = ("epochs=1", "rollout.prompts=4", "optimizer.steps_per_epoch=2", "crd.sampling=0.25", "seed=0")
 
 
+@pytest.mark.soak
 def test_two_ranks_of_crd_equal_one(tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, str(SCRIPT), "--algorithm", "crd", "--output", str(tmp_path), *SMALL, *OPTIONS]

@@ -60,6 +60,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("recipe", [diffusion_nft_loop, flow_grpo_loop])
 def test_two_ranks_of_torchrun_end_where_one_process_does(recipe: ModuleType, two_ranks: list[dict[str, Any]]) -> None:
     alone = recipe.train()[0].state_dict()

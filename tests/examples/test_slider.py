@@ -144,7 +144,7 @@ def test_tchebycheff_weighs_the_reward_that_lags_more() -> None:
     torch.testing.assert_close(weights.sum(1), torch.ones(18, dtype=weights.dtype))
 
 
-@pytest.mark.parametrize("form", [FORMS[0], FORMS[2]])
+@pytest.mark.parametrize("form", [pytest.param(FORMS[0], marks=pytest.mark.soak), FORMS[2]])
 def test_micro_batches_of_a_slider_change_nothing(form: tuple[str, ...]) -> None:
     cut = ("optimizer.micro_batch=2", "rollout.batch=4")
     options = (

@@ -36,10 +36,16 @@ evaluation: {prompts: 2, every: 1, batch: 4, shown: 1}
 """
 RUNS = [
     ("nft", "marble"),
-    ("nft", "sum"),
     ("crd", "marble"),
     ("slider", "gdpo"),
     ("slider", "marble"),
+]
+SOAK = (("sd3", "nft", "marble"), ("sd3", "slider", "marble"), ("ltx2", "slider", "marble"))
+
+
+COMBINATIONS = [
+    pytest.param(chosen, marks=[pytest.mark.soak] if chosen in SOAK else [])
+    for chosen in ((kind, *run) for kind in PIPELINES for run in RUNS)
 ]
 
 
@@ -54,7 +60,7 @@ def source(kind: str, folders: dict[str, Path]) -> str:
     return str(folders["edits"]) if kind == "kontext" else "generated:general"
 
 
-@pytest.fixture(scope="module", params=[(kind, *run) for kind in PIPELINES for run in RUNS], ids="-".join)
+@pytest.fixture(scope="module", params=COMBINATIONS, ids="-".join)
 def run(request: pytest.FixtureRequest, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple:
     """The kind, the algorithm and the finished run's folder."""
     kind, algorithm, method = request.param

@@ -29,7 +29,12 @@ SMALL = (
 
 def start(output: Path, *options: str, launcher: Sequence[str] = (sys.executable,)) -> subprocess.Popen[str]:
     command = [*launcher, str(SCRIPT), *SMALL, "--output", str(output), *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # What a shell starts in the background ignores Ctrl-C, and so would its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def finish(output: Path, *options: str, launcher: Sequence[str] = (sys.executable,)) -> str:

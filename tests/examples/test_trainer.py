@@ -135,7 +135,14 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(method: str, tmp_path:
     assert [row["train/colour"] for row in second.history] == [row["train/colour"] for row in unbroken.history]
 
 
-@pytest.mark.parametrize(("method", "anchor"), [("marble", "per_reward"), ("marble", "shared"), ("sum", "shared")])
+@pytest.mark.parametrize(
+    ("method", "anchor"),
+    [
+        ("marble", "per_reward"),
+        pytest.param("marble", "shared", marks=pytest.mark.soak),
+        pytest.param("sum", "shared", marks=pytest.mark.soak),
+    ],
+)
 def test_micro_batches_change_nothing(method: str, anchor: str) -> None:
     """Counts and averages are those of the whole step, however it is cut."""
     cut = ("optimizer.micro_batch=2", "rollout.batch=4", "evaluation.batch=5")
