@@ -41,15 +41,25 @@ def train(work: Path, output: str, *options: str, launcher: tuple[str, ...] = (s
 
 @pytest.fixture(scope="module")
 def trained(work: Path) -> Path:
-    """One epoch on two ranks, the second on one; frozen weights in bf16, as on a GPU."""
-    train(work, "out", "epochs=1", "model.precision=bf16", launcher=TORCHRUN)
-    printed = train(work, "out", "model.precision=bf16", "--resume")
+    """Two epochs; frozen weights in bf16, as on a GPU."""
+    printed = train(work, "out", "model.precision=bf16")
     assert "2 epochs, 6 held-out images" in printed
     return work / "out" / "marble-seed0"
 
 
-def test_two_ranks_train_and_one_goes_on(trained: Path) -> None:
-    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+def test_all_rewards_are_trained_on(trained: Path) -> None:
+    check_rows(trained)
+
+
+@pytest.mark.soak
+def test_two_ranks_train_and_one_goes_on(work: Path) -> None:
+    train(work, "ranks", "epochs=1", "model.precision=bf16", launcher=TORCHRUN)
+    train(work, "ranks", "model.precision=bf16", "--resume")
+    check_rows(work / "ranks" / "marble-seed0")
+
+
+def check_rows(folder: Path) -> None:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     epochs = [row for row in rows if "train/ocr" in row]
     assert [row["step"] for row in epochs] == [2, 4]
     assert all(isinstance(row[f"train/{name}"], float) for row in epochs for name in REWARDS)
@@ -87,6 +97,7 @@ def test_the_saved_lora_is_the_average_of_the_checkpoint(trained: Path, work: Pa
     assert backbone.transformer.peft_config["saved"].lora_alpha == 8
 
 
+@pytest.mark.soak
 def test_a_run_whose_reward_is_missing_says_how_to_get_it(work: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--config", "tiny_sd3", "--output", "missing"]
     wrong = "rewards.clipscore.options.model=runs/nothing"

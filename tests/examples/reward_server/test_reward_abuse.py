@@ -122,6 +122,7 @@ def round_of(url: str, seed: int, count: int) -> Counter[str]:
     return seen
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the memory of a process from /proc")
 def test_a_thousand_good_and_bad_requests_leave_the_server_alive_exact_and_small() -> None:
     with command("mean", "picky", "--port", "0", "--small", token=TOKEN) as (url, process):
