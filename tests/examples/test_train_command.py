@@ -82,11 +82,11 @@ def test_an_interrupted_killed_and_resumed_run_equals_an_unbroken_one(
     assert all(torch.equal(a, b) for a, b in zip(adapters(unbroken[0]), adapters(tmp_path), strict=True))
 
 
-def test_ranks_and_sharding_change_nothing(unbroken: tuple[Path, str], tmp_path: Path) -> None:
-    """Two epochs on two ranks, two on two ranks with shards, two alone: what each saves is whole."""
+@pytest.mark.parametrize("parallel", ["fsdp2", pytest.param("ddp", marks=pytest.mark.soak)])
+def test_ranks_and_sharding_change_nothing(parallel: str, unbroken: tuple[Path, str], tmp_path: Path) -> None:
+    """Two epochs on two ranks, with shards or without, four alone: what each saves is whole."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    finish(tmp_path, "epochs=2", launcher=launcher)
-    finish(tmp_path, "epochs=4", "parallel=fsdp2", "--resume", launcher=launcher)
+    finish(tmp_path, "epochs=2", f"parallel={parallel}", launcher=launcher)
     finish(tmp_path, "--resume")
     for a, b in zip(adapters(unbroken[0]), adapters(tmp_path), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
