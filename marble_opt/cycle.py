@@ -52,7 +52,11 @@ class BalanceCycle:
         self.refresh_every, self.ema = refresh_every, ema
         self.process_group, self.reduction = process_group, reduction
         collector.process_group = process_group
-        self.memory = MarbleState.new(rule.rewards, rule.slots)
+        self.restore(MarbleState.new(rule.rewards, rule.slots))
+
+    def restore(self, memory: MarbleState) -> None:
+        """Begin anew from ``memory``."""
+        self.memory = self._kept = memory
         self.report: Balance | None = None
         self.start()
 
@@ -155,7 +159,8 @@ class BalanceCycle:
         # Without a usable refresh there are no coefficients to reuse: solve again on the next step.
         lost = self.refresh_every > 1 and self.dropped
         since = -1 if lost else 0 if self.refreshing else self.memory.since_refresh + 1
-        self.memory = replace(self.memory, steps=self.memory.steps + 1, since_refresh=since)
+        new = replace(self.memory, steps=self.memory.steps + 1, since_refresh=since)
+        self.memory = self._kept = self._kept.take(new)
         self.start()
 
     def _solve(self, parameters: Sequence[Tensor]) -> Refresh:

@@ -344,5 +344,4 @@ class Marble(OptimizerWrapper):
         return fresh if state is None else fresh.load(state)
 
     def _set_own_state(self, own: MarbleState) -> None:
-        self._cycle.memory, self._cycle.report = own, None
-        self._cycle.start()
+        self._cycle.restore(own)

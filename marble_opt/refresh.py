@@ -89,8 +89,9 @@ def reuse(report: Balance | None, memory: MarbleState, usable: Tensor) -> tuple[
         step=memory.steps,
         refreshed=False,
         usable=usable,
-        skipped=memory.skipped,
-        nonfinite=memory.nonfinite,
+        # Copies: the memory's own tensors are written to at the end of every step.
+        skipped=memory.skipped.clone(),
+        nonfinite=memory.nonfinite.clone(),
         dropped_count=memory.dropped_steps,
         step_cosines=None,
         guard=None,

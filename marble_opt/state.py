@@ -65,10 +65,26 @@ class MarbleState:
             corrected_steps=self.corrected_steps.to(device),
         )
 
+    def take(self, new: "MarbleState") -> "MarbleState":
+        """``new``, in this state's tensors where they are on its device.
+
+        So that they keep their addresses from step to step, as a base optimizer's do: a captured CUDA graph then goes
+        on from the last replay's weights and counts.
+        """
+        if self.alpha.device != new.alpha.device:
+            return new
+        kept = {item.name: value for item in fields(self) if isinstance(value := getattr(self, item.name), Tensor)}
+        for name, value in kept.items():
+            value.copy_(getattr(new, name))
+        return replace(new, **kept)
+
     def state_dict(self) -> dict[str, Any]:
-        """Plain lists, numbers and tensors, so that ``torch.load(weights_only=True)`` reads it."""
+        """Plain lists, numbers and copies of tensors, so that ``torch.load(weights_only=True)`` reads it."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {name: list(value) if name in _NAMES else value for name, value in values.items()}
+        return {
+            name: list(value) if name in _NAMES else value.clone() if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
 
     def load(self, saved: dict[str, Any]) -> "MarbleState":
         """A new state from ``saved``; ``ValueError`` if it belongs to other rewards or misses entries."""

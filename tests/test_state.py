@@ -74,6 +74,26 @@ def test_a_saved_state_does_not_change_afterwards() -> None:
     assert same(saved, before)
 
 
+@pytest.mark.parametrize(
+    "options", [{"refresh_every": 1}, {}, {"refresh_every": 1, "fused": True}], ids=["solving", "reusing", "fused"]
+)
+def test_the_state_keeps_its_place_in_memory_and_reports_stay_as_they_were(options: dict[str, Any]) -> None:
+    """A captured CUDA graph finds the weights of the step before by their addresses."""
+    run = Run(**options)
+    places, reports = [], []
+    for step in range(5):
+        run.advance(range(step, step + 1))
+        memory = run.opt._cycle.memory
+        places.append({name: value.data_ptr() for name, value in vars(memory).items() if isinstance(value, Tensor)})
+        found = {name: value for name, value in vars(run.opt.report).items() if isinstance(value, Tensor)}
+        reports.append((found, {name: value.clone() for name, value in found.items()}))
+    assert len(places[0]) == 8
+    assert places[0] == places[-1]
+    for found, then in reports:
+        for name, value in found.items():
+            torch.testing.assert_close(value, then[name], rtol=0, atol=0, equal_nan=True)
+
+
 def test_a_loaded_state_is_apart_from_the_one_it_came_from() -> None:
     run, other = Run(), Run()
     run.advance(range(2))
