@@ -27,12 +27,12 @@ def _gram(device: str, count: int, dtype: torch.dtype, shift: int = 0, shapes: t
 
 def gram_every_k_in_registers(device: str) -> None:
     for count in range(1, 13):
-        _gram(device, count, FP32, shapes=((131,), (64,)))
+        _gram(device, count, FP32, shapes=((37,), (64,)))
 
 
 def gram_large_k(device: str) -> None:
     for count in (13, 17, 32):
-        _gram(device, count, FP32, shapes=((77,),) if count > 17 else ((131,), (64,)))
+        _gram(device, count, FP32, shapes=((77,),) if count > 13 else ((131,), (64,)))
 
 
 def gram_half_precision(device: str) -> None:

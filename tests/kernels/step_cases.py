@@ -122,8 +122,9 @@ def _adamw(
     assert guarded.intact()
 
 
-def adamw_hundred_steps(device: str) -> None:
-    _adamw(device, 100, ((5, 13),))
+def adamw_many_steps(device: str) -> None:
+    # The interpreter takes 0.15 s per step; over a hundred steps it is the twin that is compared with torch there.
+    _adamw(device, 100 if device == "cuda" else 25, ((5, 13),))
     _adamw(device, 3, SHAPES)
 
 
