@@ -11,15 +11,15 @@ _CHUNK_ELEMENTS = 1 << 22
 
 
 @cache
-def _faces(size: int) -> Tensor:
-    """All non-empty subsets of range(size) as a bool table [2^size - 1, size]."""
+def _faces(size: int, device: torch.device) -> Tensor:
+    """All non-empty subsets of range(size) as a bool table [2^size - 1, size]; kept, so that a step copies nothing."""
     table = torch.zeros(2**size - 1, size, dtype=torch.bool)
     row = 0
     for count in range(1, size + 1):
         for members in combinations(range(size), count):
             table[row, list(members)] = True
             row += 1
-    return table
+    return table.to(device)
 
 
 def solve_faces(gram: Tensor, active: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def solve_faces(gram: Tensor, active: Tensor) -> Tensor:
         raise ValueError(
             f"method 'faces' visits 2^K - 1 faces and takes K <= {MAX_FACES_SIZE}, got K = {size}: use 'interior_point'"
         )
-    faces = _faces(size).to(gram.device)
+    faces = _faces(size, gram.device)
     chunk = max(1, _CHUNK_ELEMENTS // (len(faces) * (size + 1) ** 2))
     parts = [_best_face(g, a, faces) for g, a in zip(gram.split(chunk), active.split(chunk), strict=True)]
     return torch.cat(parts) if parts else gram.new_zeros(active.shape)

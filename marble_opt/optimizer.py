@@ -88,7 +88,9 @@ class Marble(OptimizerWrapper):
             exchangeable (timesteps permuted per sample).
         fused: with torch's AdamW or Adam as base, ``step()`` combines, clips and steps in one pass from the rows to the
             parameters, and reads nothing from the device (nor warns about a step not taken: the report counts them);
-            ``.grad`` then holds shared terms only. A step after your own :meth:`balance` is the base optimizer's.
+            ``.grad`` then holds shared terms only. A step after your own :meth:`balance` is the base optimizer's. After
+            one ordinary step a CUDA graph can capture it: replays go on with the moments, the average and the counters;
+            what is counted on the host, for ``refresh_every`` and ``shared_every``, stands still.
         shared_every: take shared terms on every n-th micro-step, drawn anew for each step, with weight n: unbiased, and
             what they are computed from is needed only where :attr:`wants_shared`.
 

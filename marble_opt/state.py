@@ -73,10 +73,10 @@ class MarbleState:
         """
         if self.alpha.device != new.alpha.device:
             return new
-        kept = {item.name: value for item in fields(self) if isinstance(value := getattr(self, item.name), Tensor)}
-        for name, value in kept.items():
-            value.copy_(getattr(new, name))
-        return replace(new, **kept)
+        for item in fields(self):
+            if isinstance(value := getattr(self, item.name), Tensor):
+                value.copy_(getattr(new, item.name))
+        return replace(self, steps=new.steps, since_refresh=new.since_refresh)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and copies of tensors, so that ``torch.load(weights_only=True)`` reads it."""

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from marble_opt import Marble
 from marble_opt.fused import obstacle
@@ -167,23 +169,64 @@ def test_the_learning_rate_of_a_scheduler_is_followed() -> None:
     assert close(values(quick), values(plain), 1e-12)
 
 
-@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0, "ema": 0.5, "floor": 0.05}])
-def test_nothing_is_read_between_backward_and_step(options: dict[str, Any]) -> None:
-    """Reading a tensor on the meta device raises, so a step that passes there waits for no device."""
+class OneDevice(TorchDispatchMode):
+    """Names the operations that touch a tensor on the CPU; a captured CUDA graph could hold none of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elsewhere: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        touched = [x for x in tree_leaves((args, kwargs, found)) if isinstance(x, Tensor)]
+        if any(tensor.device.type == "cpu" for tensor in touched):
+            self.elsewhere.append(str(func))
+        return found
+
+
+def on_no_device(fused: bool, **options: Any) -> tuple[list[Parameter], Marble]:
+    """Parameters on the meta device: reading one of its tensors raises, so what passes there waits for no device."""
     params = [Parameter(torch.empty(shape, device="meta")) for shape in ((2, 3), (4,))]
-    for fused in (True, False):
-        opt = Marble(torch.optim.AdamW(params), NAMES[:3], fused=fused, **options)
-        for _ in range(2):
-            opt.backward({name: sum((p * 2).sum() for p in params) for name in NAMES[:3]}, shared=params[0].sum())
-            if fused:
-                opt.step()
-                assert opt.report is not None
-                assert opt.report.fused
-                opt.zero_grad()
-        if not fused:
-            # The guard has teeth: the ordinary step has to know whether it may be taken.
-            with pytest.raises((NotImplementedError, RuntimeError)):
-                opt.step()
+    base = torch.optim.AdamW(params)
+    return params, Marble(base, NAMES[:3], fused=fused, **options)
+
+
+def collected(params: list[Parameter], opt: Marble) -> None:
+    for _ in range(2):
+        opt.backward({name: sum((p * 2).sum() for p in params) for name in NAMES[:3]}, shared=params[0].sum())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_grad_norm": 1.0, "ema": 0.5, "floor": 0.05},
+        {"weights": {"both": 2.0}, "groups": {"both": ["a", "b"]}},
+        {"metric": "adam"},
+        {"balancer": "equal"},
+    ],
+    ids=str,
+)
+def test_nothing_is_read_or_written_elsewhere_between_backward_and_step(options: dict[str, Any]) -> None:
+    params, opt = on_no_device(fused=True, **options)
+    for warm in (False, True):
+        collected(params, opt)
+        with OneDevice() as watch:
+            opt.step()
+        assert opt.report is not None
+        assert opt.report.fused
+        # The first step brings the optimizer's constants and its state to the device.
+        assert not warm or watch.elsewhere == []
+        assert warm or watch.elsewhere
+        opt.zero_grad()
+
+
+def test_the_ordinary_step_reads_whether_it_may_be_taken() -> None:
+    """That is what the test above would find."""
+    params, opt = on_no_device(fused=False)
+    collected(params, opt)
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        opt.step()
 
 
 class OwnAdamW(torch.optim.AdamW):

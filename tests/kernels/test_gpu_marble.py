@@ -8,7 +8,7 @@ from marble_opt import Marble
 
 SHAPES = tuple((16, 64) if index % 2 else (48, 16) for index in range(12))
 NAMES = ("a", "b", "c", "d", "e")
-OPTIONS = {"floor": 0.05, "max_grad_norm": 1.0, "weights": {"a": 2.0}}
+OPTIONS = {"floor": 0.05, "max_grad_norm": 1.0, "weights": {"a": 2.0}, "ema": 0.5}
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
