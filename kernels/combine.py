@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .dispatch import use_triton
 from .segments import KERNEL_DTYPES, Rows, RowsLike, SharedLike
-from .tables import signature
+from .signature import signature
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def combine(
     view = Rows(rows, shared)
     given = [out] if isinstance(out, Tensor) else out
     limit = view.check(
-        ("combine", out is None, isinstance(out, Tensor), signature(given or ())), lambda: _limit(view, out)
+        ("combine", out is None, isinstance(out, Tensor), signature(given or ()).kinds), lambda: _limit(view, out)
     )
     weights = checked_coefficients(coefficients, view)
     factor = None if scale is None else scalar("scale", scale, weights)

@@ -12,8 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launches import column, launches, on
 from .segments import Rows
-from .tables import LANES, Segment, launches, on, signature
+from .signature import signature
+from .tables import LANES, Segment
 from .tiles_triton import COMPILE, TYPES, at, kept, locate, read, tile
 
 PADDING = 64  # elements: parameters begin at multiples of it in a flat output made here, so that stores vectorise
@@ -105,18 +107,21 @@ def combine_triton(
             target = None if outputs is None else outputs[index]
             if rows.shapes[index] is None or (outputs is not None and target is None):
                 continue
-            row, addresses = rows.row_dtype(index) or absent, rows.addresses(index)
-            last = None if rows.shared is None else rows.shared[index]
+            row, last = rows.row_dtype(index) or absent, None if rows.shared is None else rows.shared[index]
             dtypes = (row, row if last is None else last.dtype, dtype if target is None else target.dtype)
-            if target is not None:
-                addresses = (*addresses, target.data_ptr())
-            found.append(Segment(addresses, size, dtypes, offset=starts[index], parameter=index))
+            found.append(Segment(size, dtypes, offset=starts[index], parameter=index))
         return found
 
-    key = ("combine", rows.signature(), None if outputs is None else signature(outputs))
+    targets = signature(outputs or ())
+
+    def table() -> Tensor:
+        return rows.table() if outputs is None else torch.cat([rows.table(), column(targets.addresses)], 1)
+
+    options = ("combine", rows.form, outputs is None)
+    plan = launches([rows.signature(), targets], segments, table, device, combine_unroll(rows.count), options=options)
     with on(device):
-        for launch in launches(key, segments, device, combine_unroll(rows.count), 1):
-            options = combine_options(launch.dtypes, launch.vector, launch.unroll, rows.count)
+        for launch in plan:
+            constants = combine_options(launch.dtypes, launch.vector, launch.unroll, rows.count)
             combine_kernel[(launch.work,)](
                 launch.addresses,
                 launch.sizes,
@@ -128,7 +133,7 @@ def combine_triton(
                 SHARED=None if rows.shared is None else TYPES[launch.dtypes[1]],
                 SCALED=scale is not None,
                 FLAT=flat is not None,
-                **options,
+                **constants,
             )
     if outputs is not None:
         return list(outputs)

@@ -1,6 +1,7 @@
 """AdamW on the combined gradient, in one pass over the bank, the parameters and their moments."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from .combine import Mixture, checked_coefficients, scalar
 from .dispatch import use_triton
 from .segments import KERNEL_DTYPES, Rows, RowsLike, SharedLike
-from .tables import signature
+from .signature import signature
 
 
 @torch.no_grad()
@@ -68,7 +69,8 @@ def fused_adamw(
     """
     view = Rows(rows, shared)
     lists = (params, exp_avgs, exp_avg_sqs, steps)
-    limit = view.check(("adamw", *map(signature, lists)), lambda: _check(view, *lists))
+    states = [signature(each) for each in lists]
+    limit = view.check(("adamw", *[each.kinds for each in states]), lambda: _check(view, *lists))
     for name, value in (("beta1", beta1), ("beta2", beta2)):
         if not 0 <= value < 1:
             raise ValueError(f"{name} must be in [0, 1), got {value}")
@@ -77,27 +79,23 @@ def fused_adamw(
     factor = None if scale is None else scalar("scale", scale, weights)
     if usable is not None and (usable.numel() != 1 or usable.device != weights.device):
         raise ValueError(f"usable must hold one number on {weights.device}, got {usable.shape} on {usable.device}")
+    options: dict[str, Any] = {
+        "lr": rate,
+        "beta1": beta1,
+        "beta2": beta2,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "decoupled": decoupled,
+        "maximize": maximize,
+        "scale": factor,
+        "usable": usable,
+    }
     if use_triton(impl, params[:1], limit):
-        from .fused_adamw_triton import adamw_triton as step
+        from .fused_adamw_triton import adamw_triton
+
+        adamw_triton(params, view, weights, exp_avgs, states, **options)
     else:
-        step = adamw_torch
-    step(
-        params,
-        view,
-        weights,
-        exp_avgs,
-        exp_avg_sqs,
-        steps,
-        lr=rate,
-        beta1=beta1,
-        beta2=beta2,
-        eps=eps,
-        weight_decay=weight_decay,
-        decoupled=decoupled,
-        maximize=maximize,
-        scale=factor,
-        usable=usable,
-    )
+        adamw_torch(params, view, weights, exp_avgs, exp_avg_sqs, steps, **options)
 
 
 def adamw_torch(

@@ -5,7 +5,7 @@ fp32. The second reads every row, parameter and moment once and writes parameter
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .combine_triton import combine_unroll, combined
+from .launches import column, launches, on
 from .segments import Rows
-from .tables import LANES, Segment, launches, on, signature
+from .signature import Signature
+from .tables import LANES, Segment
 from .tiles_triton import COMPILE, TYPES, at, kept, locate, tile
 
 BLOCK = 128
@@ -129,8 +131,7 @@ def adamw_triton(
     rows: Rows,
     coefficients: Tensor,
     exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
+    states: Sequence[Signature],
     *,
     lr: float | Tensor,
     beta1: float,
@@ -142,25 +143,31 @@ def adamw_triton(
     scale: Tensor | None,
     usable: Tensor | None,
 ) -> None:
-    """Launch both kernels. Everything has been checked by :func:`marble_kernels.fused_adamw.fused_adamw`."""
+    """Launch both kernels. Everything has been checked by :func:`marble_kernels.fused_adamw.fused_adamw`.
+
+    ``states``: the signatures of parameters, first and second moments, and steps.
+    """
     device = params[0].device
 
     def segments() -> list[Segment]:
         found = []
         absent = next(d for index in range(len(params)) if (d := rows.row_dtype(index)) is not None)
-        for index, (param, first, second, step) in enumerate(zip(params, exp_avgs, exp_avg_sqs, steps, strict=True)):
+        for index, (param, first) in enumerate(zip(params, exp_avgs, strict=True)):
             if rows.shapes[index] is None:
                 continue
             row, last = rows.row_dtype(index) or absent, None if rows.shared is None else rows.shared[index]
             dtypes = (row, row if last is None else last.dtype, param.dtype, first.dtype)
-            addresses = (*rows.addresses(index), param.data_ptr(), first.data_ptr(), second.data_ptr())
-            found.append(Segment(addresses, param.numel(), dtypes, parameter=index, numbers=(step.data_ptr(),)))
+            found.append(Segment(param.numel(), dtypes, parameter=index))
         return found
 
-    key: Hashable = ("adamw", rows.signature(), *map(signature, (params, exp_avgs, exp_avg_sqs, steps)))
+    def table() -> Tensor:
+        return torch.cat([rows.table(), *(column(each.addresses) for each in states)], 1)
+
     flag = None if usable is None else usable.view(torch.uint8) if usable.dtype == torch.bool else usable
+    unroll, options = combine_unroll(rows.count), ("adamw", rows.form)
+    plan = launches([rows.signature(), *states], segments, table, device, unroll, options=options, single=1)
     with on(device):
-        for launch in launches(key, segments, device, combine_unroll(rows.count), 1):
+        for launch in plan:
             numbers = torch.empty(len(launch.parameters), 3, device=device)
             adamw_prepare[(-(-len(launch.parameters) // BLOCK),)](
                 launch.addresses,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .dispatch import use_triton
 from .segments import KERNEL_DTYPES, Rows, RowsLike, SharedLike
-from .tables import signature
+from .signature import signature
 
 MetricLike: TypeAlias = Tensor | Sequence[Tensor] | None
 MOST_ROWS = 32
@@ -46,7 +46,7 @@ def gram(
     view = Rows(rows, shared)
     weights = _metric(metric, view)
     count = _group_count(groups, len(view.columns), view.flat)
-    limit = view.check(("gram", signature(weights or ())), lambda: _limit(view, weights))
+    limit = view.check(("gram", signature(weights or ()).kinds), lambda: _limit(view, weights))
     if use_triton(impl, view.tensors()[:1], limit):
         from .gram_triton import gram_triton
 

@@ -1,6 +1,6 @@
 """Launches of the Gram kernels: which of them, how many programs, and with what tables."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,8 +8,10 @@ from torch import Tensor
 
 from .dispatch import interpreting
 from .gram_passes_triton import gram_dot, gram_reduce, gram_registers
+from .launches import column, launches, on, processors
 from .segments import Rows
-from .tables import LANES, Launch, Segment, launches, on, processors, signature
+from .signature import signature
+from .tables import LANES, Launch, Segment
 from .tiles_triton import COMPILE, TYPES
 
 MOST_ROWS = 32
@@ -26,11 +28,10 @@ def gram_segments(rows: Rows, metric: Sequence[Tensor] | None, groups: Sequence[
             continue
         row = rows.row_dtype(index) or absent
         last = None if rows.shared is None else rows.shared[index]
-        weights = [] if metric is None else [metric[index]]
-        dtypes = (row, row if last is None else last.dtype, *(weight.dtype for weight in weights))
-        addresses = (*rows.addresses(index), *(weight.data_ptr() for weight in weights))
+        weights = [] if metric is None else [metric[index].dtype]
+        dtypes = (row, row if last is None else last.dtype, *weights)
         size = torch.Size(shape).numel()
-        found.append(Segment(addresses, size, dtypes, group=groups[index] if groups else 0, parameter=index))
+        found.append(Segment(size, dtypes, group=groups[index] if groups else 0, parameter=index))
     return found
 
 
@@ -41,19 +42,20 @@ def gram_triton(rows: Rows, metric: Sequence[Tensor] | None, groups: Sequence[in
     per_processor = next(
         fit for most, fit in ((2, 12), (5, 5), (8, 4), (10, 3), (12, 2), (MOST_ROWS, 6)) if size <= most
     )
-    key: Hashable = (
-        "gram",
-        rows.signature(),
-        None if metric is None else signature(metric),
-        None if groups is None else tuple(groups),
-    )
+    weights = signature(metric or ())
+
+    def table() -> Tensor:
+        return rows.table() if metric is None else torch.cat([rows.table(), column(weights.addresses)], 1)
+
     plan = launches(
-        key,
+        [rows.signature(), weights],
         lambda: gram_segments(rows, metric, groups),
+        table,
         device,
         unrolled(size),
         per_processor * processors(device),
         group_count,
+        ("gram", rows.form, None if groups is None else tuple(groups)),
     )
     parts = []
     with on(device):

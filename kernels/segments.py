@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .memo import Memo
-from .tables import signature
+from .signature import Signature, signature
 
 Blocks: TypeAlias = Sequence[Tensor | None]
 Lists: TypeAlias = Sequence[Sequence[Tensor | None]]
@@ -25,11 +25,13 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Facts(NamedTuple):
-    """What a check of all tensors of a call found. ``limit``: why the kernel cannot run, or ``None``."""
+    """What a check of all tensors of a call found. ``limit``: why the kernel cannot run, or ``None``; ``steps`` [N]:
+    bytes from one row of a block to the next."""
 
     limit: str | None
     shapes: list[tuple[int, ...] | None]
     wide: bool
+    steps: Tensor
 
 
 class Rows:
@@ -45,14 +47,14 @@ class Rows:
         shared: per segment, or ``None`` if the rows are all there is.
         shapes: shape of each parameter; ``None`` where nothing reaches it. Known once :meth:`check` was called.
         wide: whether there is an fp64 row; likewise.
-        flat: whether ``rows`` was one tensor [K, P].
+        flat: whether ``rows`` was one tensor [K, P]; ``listed``: whether it was K lists.
 
     Raises:
         ValueError: shapes that do not fit together, or nothing to read K from.
     """
 
     def __init__(self, rows: RowsLike, shared: SharedLike = None) -> None:
-        self.flat = isinstance(rows, Tensor)
+        self.flat, self.listed = isinstance(rows, Tensor), False
         self.columns: list[Tensor | tuple[Tensor | None, ...] | None]
         if isinstance(rows, Tensor):
             if rows.dim() != 2:
@@ -61,11 +63,13 @@ class Rows:
         elif any(isinstance(item, Tensor) for item in rows):
             self.count, self.columns = _blocks(rows)
         else:
+            self.listed = True
             self.count, self.columns = _lists(rows)
         self.shared = _shared(shared, len(self.columns), self.flat)
         self.shapes: list[tuple[int, ...] | None] = []
         self.wide = False
-        self._signature: Hashable = None
+        self._steps = torch.empty(0)
+        self._signature: Signature | None = None
 
     def check(self, key: Hashable, others: Callable[[], str | None]) -> str | None:
         """Check everything unless the same was checked before; returns why the kernel cannot run, or ``None``.
@@ -82,10 +86,15 @@ class Rows:
             self.shapes = [self._shape(index) for index in range(len(self.columns))]
             self.wide = any(tensor.dtype == torch.float64 for tensor in self.tensors())
             own, other = self.limit(), others()
-            return Facts(own or other, self.shapes, self.wide)
+            return Facts(own or other, self.shapes, self.wide, self._find_steps())
 
-        limit, self.shapes, self.wide = _facts((key, self.flat, self.signature()), find)
+        limit, self.shapes, self.wide, self._steps = _facts((key, self.form, self.signature().kinds), find)
         return limit
+
+    @property
+    def form(self) -> Hashable:
+        """What the signature leaves open."""
+        return (self.flat, self.listed, self.count, self.shared is None)
 
     @property
     def device(self) -> torch.device:
@@ -127,29 +136,25 @@ class Rows:
         rows = [zero if tensor is None else tensor.detach().flatten().to(dtype) for tensor in column]
         return torch.stack(rows), shared
 
-    def addresses(self, index: int) -> tuple[int, ...]:
-        """Address of each row of a segment, 0 where there is none; the shared one last."""
-        column = self.columns[index]
-        if isinstance(column, Tensor):
-            start, step = column.data_ptr(), column.stride(0) * column.element_size()
-            found = tuple(start + k * step for k in range(self.count))
-        elif column is None:
-            found = (0,) * self.count
+    def table(self) -> Tensor:
+        """Address of each row of each segment, 0 where there is none, the shared one last: int64 [N, K (+ 1)]."""
+        own = torch.tensor(self.signature().addresses, dtype=torch.int64)
+        segments = len(self.columns)
+        own, last = own[: len(own) - segments * (self.shared is not None)], own[len(own) - segments :]
+        if self.listed:
+            rows = own.view(segments, self.count)
         else:
-            found = tuple(0 if tensor is None else tensor.data_ptr() for tensor in column)
-        if self.shared is None:
-            return found
-        last = self.shared[index]
-        return (*found, 0 if last is None else last.data_ptr())
+            base = own.unsqueeze(1)
+            rows = torch.where(base == 0, 0, base + torch.arange(self.count) * self._steps.unsqueeze(1))
+        return rows if self.shared is None else torch.cat([rows, last.unsqueeze(1)], 1)
 
-    def signature(self) -> Hashable:
+    def signature(self) -> Signature:
         """Everything that tables made from these rows depend on."""
-        if self._signature is not None:
-            return self._signature
-        tensors: list[Tensor | None] = []
-        for column in self.columns:
-            tensors.extend(column if isinstance(column, tuple) else (column,))
-        self._signature = (self.count, self.shared is not None, signature([*tensors, *(self.shared or ())]))
+        if self._signature is None:
+            tensors: list[Tensor | None] = []
+            for column in self.columns:
+                tensors.extend(column if isinstance(column, tuple) else (column,))
+            self._signature = signature([*tensors, *(self.shared or ())])
         return self._signature
 
     def limit(self) -> str | None:
@@ -165,6 +170,10 @@ class Rows:
                 return f"a tensor of segment {index} is not contiguous"
         odd = sorted({str(tensor.dtype) for tensor in self.tensors()} - {str(dtype) for dtype in KERNEL_DTYPES})
         return f"the rows are {odd}, the kernels take float32, bfloat16 and float16" if odd else None
+
+    def _find_steps(self) -> Tensor:
+        columns = [column if isinstance(column, Tensor) else None for column in self.columns]
+        return torch.tensor([0 if c is None else c.stride(0) * c.element_size() for c in columns])
 
     def _segment(self, index: int) -> list[Tensor]:
         column = self.columns[index]

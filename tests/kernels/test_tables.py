@@ -1,22 +1,34 @@
 """Tables of a launch: the work they describe, what makes a new one, and how long they are kept."""
 
 import torch
+from torch import Tensor
 
+from marble_kernels.launches import launches
 from marble_kernels.memo import Memo
 from marble_kernels.segments import Rows
-from marble_kernels.tables import LANES, Launch, Segment, launches
+from marble_kernels.signature import Signature
+from marble_kernels.tables import LANES, Launch, Segment
 
 CPU = torch.device("cpu")
 FP32, BF16 = (torch.float32,), (torch.bfloat16,)
 
 
-def plan(segments: list[Segment], unroll: int = 2, programs: int = 7, groups: int = 1) -> list[Launch]:
-    return launches(tuple(segments), lambda: segments, CPU, unroll, programs, groups)
+def plan(
+    segments: list[Segment],
+    addresses: list[list[int]] | None = None,
+    unroll: int = 2,
+    programs: int = 7,
+    groups: int = 1,
+    single: int = 0,
+) -> list[Launch]:
+    table = torch.tensor([[16]] * len(segments) if addresses is None else addresses)
+    seen = Signature(tuple(segments), tuple(table.flatten().tolist()))
+    return launches([seen], lambda: segments, lambda: table, CPU, unroll, programs, groups, single=single)
 
 
 def test_chunks_cover_every_element_once() -> None:
     sizes = [1, 5000, 4096, 0, 1023]
-    launch = plan([Segment((1,), size, FP32, parameter=index) for index, size in enumerate(sizes)])[0]
+    launch = plan([Segment(size, FP32, parameter=index) for index, size in enumerate(sizes)], [[1]] * 5)[0]
     chunk = LANES * launch.vector * launch.unroll
     covered = {index: 0 for index in range(4)}
     for work in launch.chunks.tolist():
@@ -29,8 +41,9 @@ def test_chunks_cover_every_element_once() -> None:
 
 
 def test_tasks_cover_every_chunk_once_and_stay_in_their_group() -> None:
-    segments = [Segment((8,), size, FP32, group=group) for size, group in ((9000, 2), (100, 0), (50_000, 2), (3, 0))]
-    (launch,) = plan(segments, groups=4)
+    sizes = ((9000, 2), (100, 0), (50_000, 2), (3, 0))
+    segments = [Segment(size, FP32, group=group, parameter=index) for index, (size, group) in enumerate(sizes)]
+    (launch,) = plan(segments, [[8]] * 4, groups=4)
     seen: list[int] = []
     for group in range(4):
         for task in range(int(launch.ranges[group]), int(launch.ranges[group + 1])):
@@ -44,30 +57,52 @@ def test_tasks_cover_every_chunk_once_and_stay_in_their_group() -> None:
 
 
 def test_other_dtypes_and_alignments_are_launched_apart() -> None:
-    found = plan(
-        [
-            Segment((16, 0), 64, FP32),
-            Segment((16, 20), 64, FP32),
-            Segment((16, 32), 63, FP32),
-            Segment((16, 32), 64, BF16),
-            Segment((16, 32), 64, FP32),
-        ]
-    )
+    kinds = ((64, FP32), (64, FP32), (63, FP32), (64, BF16), (64, FP32))
+    segments = [Segment(size, dtypes, parameter=index) for index, (size, dtypes) in enumerate(kinds)]
+    found = plan(segments, [[16, 0, 3], [16, 20, 3], [16, 32, 3], [16, 32, 3], [16, 32, 3]], single=1)
     assert [(launch.vector, len(launch.parameters)) for launch in found] == [(4, 2), (1, 2), (8, 1)]
     # The same chunk, whatever the vector is.
     assert [launch.vector * launch.unroll for launch in found] == [8, 8, 16]
 
 
-def test_the_same_tensors_make_nothing_new() -> None:
-    calls: list[int] = []
+def test_the_same_tensors_make_nothing_new_and_moved_ones_their_addresses_alone() -> None:
+    calls: list[str] = []
 
-    def once() -> list[Segment]:
-        calls.append(1)
-        return [Segment((16,), 8, FP32)]
+    def call(addresses: list[int]) -> list[Launch]:
+        def table() -> Tensor:
+            calls.append("table")
+            return torch.tensor([[address] for address in addresses])
 
-    first = launches("the same", once, CPU, 1, 1)
-    assert launches("the same", once, CPU, 1, 1) is first
-    assert calls == [1]
+        def segments() -> list[Segment]:
+            calls.append("segments")
+            return [Segment(8, FP32, parameter=0), Segment(16, FP32, parameter=1)]
+
+        return launches([Signature("a kind", tuple(addresses))], segments, table, CPU, 1)
+
+    first = call([16, 32])
+    assert call([16, 32]) is first
+    assert calls == ["table", "segments"]
+    (moved,) = call([48, 64])
+    assert calls == ["table", "segments", "table"]
+    assert (first[0].addresses.tolist(), moved.addresses.tolist()) == ([16, 32], [48, 64])
+    assert moved.chunks is first[0].chunks
+    # Where vectors are no longer possible, another launch is.
+    assert [launch.vector for launch in call([48, 68])] == [4, 1]
+    assert calls == ["table", "segments", "table", "table", "segments"]
+
+
+def test_a_table_holds_where_each_row_begins() -> None:
+    base, shared = torch.zeros(3, 4, 2), torch.zeros(4, 2)
+    place, last = base.data_ptr(), shared.data_ptr()
+    blocks = Rows([base, None, base[:, :2]], [None, shared, None])
+    lists = Rows([[base[k], None, base[k, :2]] for k in range(3)], [None, shared, None])
+    for rows in (blocks, lists):
+        rows.check("a test", lambda: None)
+        steps = [place + 32 * k for k in range(3)]
+        assert rows.table().tolist() == [[*steps, 0], [0, 0, 0, last], [*steps, 0]]
+    flat = Rows(base.view(3, 8)[:, 1:])
+    flat.check("a test", lambda: None)
+    assert flat.table().tolist() == [[place + 4 + 32 * k for k in range(3)]]
 
 
 def test_a_signature_tells_tensors_apart() -> None:
@@ -84,7 +119,8 @@ def test_a_signature_tells_tensors_apart() -> None:
         Rows([[row] for row in base]),
         Rows([[base[0]], [None], [base[2]], [base[3]]]),
     ]
-    keys = {(rows.flat, rows.signature()) for rows in variants}
+    variants += [Rows(base[:1]), Rows([base[:1]]), Rows([[base[:1]]])]
+    keys = {(rows.form, rows.signature()) for rows in variants}
     assert len(keys) == len(variants)
 
 
