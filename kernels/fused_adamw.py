@@ -9,13 +9,13 @@ from torch import Tensor
 from .combine import Mixture, checked_coefficients, scalar
 from .dispatch import use_triton
 from .segments import KERNEL_DTYPES, Rows, RowsLike, SharedLike
-from .signature import signature
+from .signature import lasting_signature
 
 
 @torch.no_grad()
 def fused_adamw(
     params: Sequence[Tensor],
-    rows: RowsLike,
+    rows: RowsLike | Rows,
     coefficients: Tensor,
     shared: SharedLike,
     exp_avgs: Sequence[Tensor],
@@ -67,9 +67,9 @@ def fused_adamw(
         ValueError: lists of unequal length, shapes, devices or numbers that do not fit.
         RuntimeError: ``impl="triton"`` where the kernel cannot run, with the reason; a graph capture of a new call.
     """
-    view = Rows(rows, shared)
+    view = rows if isinstance(rows, Rows) else Rows(rows, shared)
     lists = (params, exp_avgs, exp_avg_sqs, steps)
-    states = [signature(each) for each in lists]
+    states = [lasting_signature(each) for each in lists]
     limit = view.check(("adamw", *[each.kinds for each in states]), lambda: _check(view, *lists))
     for name, value in (("beta1", beta1), ("beta2", beta2)):
         if not 0 <= value < 1:

@@ -16,7 +16,7 @@ MOST_ROWS = 32
 
 @torch.no_grad()
 def gram(
-    rows: RowsLike,
+    rows: RowsLike | Rows,
     metric: MetricLike = None,
     groups: Sequence[int] | None = None,
     impl: str = "auto",
@@ -27,7 +27,8 @@ def gram(
 
     Args:
         rows: K gradients: a tensor [K, P], one block [K, *shape] (or ``None``) per parameter, or K lists of tensors,
-            ``None`` being zero.
+            ``None`` being zero; or :class:`~marble_kernels.segments.Rows` of these, made once for several calls, with
+            its own shared row.
         metric: positive weights m, [P] for the first form, else a tensor shaped like each parameter. Without: m = 1.
         groups: a number 0..G-1 per parameter: one Gram matrix per group, in the same launch. Not for [K, P].
         impl: ``"auto"``: the kernel where it can run, else torch; or ``"torch"``, ``"triton"``.
@@ -43,11 +44,11 @@ def gram(
         RuntimeError: ``impl="triton"`` where the kernel cannot run, with the reason; a graph capture of a call whose
             tensors are new (make it once before).
     """
-    view = Rows(rows, shared)
+    view = rows if isinstance(rows, Rows) else Rows(rows, shared)
     weights = _metric(metric, view)
     count = _group_count(groups, len(view.columns), view.flat)
     limit = view.check(("gram", signature(weights or ()).kinds), lambda: _limit(view, weights))
-    if use_triton(impl, view.tensors()[:1], limit):
+    if use_triton(impl, [view.first], limit):
         from .gram_triton import gram_triton
 
         result = gram_triton(view, weights, groups, count)

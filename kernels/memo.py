@@ -25,6 +25,10 @@ class Memo(Generic[T]):
         self.found.move_to_end(key)
         return self.found[key]
 
+    def forget(self, key: Hashable) -> None:
+        """Drop what is kept under ``key``, if anything."""
+        self.found.pop(key, None)
+
     def __call__(self, key: Hashable, find: Callable[[], T]) -> T:
         """The result kept under ``key``, or a new one."""
         if key not in self.found:

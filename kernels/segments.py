@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .memo import Memo
-from .signature import Signature, signature
+from .signature import Signature, places, signature
 
 Blocks: TypeAlias = Sequence[Tensor | None]
 Lists: TypeAlias = Sequence[Sequence[Tensor | None]]
@@ -40,6 +40,8 @@ class Rows:
     Args:
         rows: one of the three forms above.
         shared: the last row: a tensor [P] for the first form, else a tensor or ``None`` per parameter.
+        kinds: what the caller knows of the shapes, strides, dtypes and devices of all tensors, told apart from that of
+            any other caller's; without, each tensor is asked.
 
     Attributes:
         count: K, ``shared`` left out.
@@ -53,7 +55,7 @@ class Rows:
         ValueError: shapes that do not fit together, or nothing to read K from.
     """
 
-    def __init__(self, rows: RowsLike, shared: SharedLike = None) -> None:
+    def __init__(self, rows: RowsLike, shared: SharedLike = None, kinds: Hashable = None) -> None:
         self.flat, self.listed = isinstance(rows, Tensor), False
         self.columns: list[Tensor | tuple[Tensor | None, ...] | None]
         if isinstance(rows, Tensor):
@@ -68,7 +70,8 @@ class Rows:
         self.shared = _shared(shared, len(self.columns), self.flat)
         self.shapes: list[tuple[int, ...] | None] = []
         self.wide = False
-        self._steps = torch.empty(0)
+        self._kinds = kinds
+        self._steps: Tensor | None = None
         self._signature: Signature | None = None
 
     def check(self, key: Hashable, others: Callable[[], str | None]) -> str | None:
@@ -97,9 +100,14 @@ class Rows:
         return (self.flat, self.listed, self.count, self.shared is None)
 
     @property
+    def first(self) -> Tensor:
+        """The first tensor; that all are on its device is for :meth:`check`."""
+        return next(tensor for index in range(len(self.columns)) for tensor in self._segment(index))
+
+    @property
     def device(self) -> torch.device:
-        """Device of the first tensor; that all are on it is for :meth:`check`."""
-        return next(tensor.device for index in range(len(self.columns)) for tensor in self._segment(index))
+        """Device of the first tensor."""
+        return self.first.device
 
     @property
     def size(self) -> int:
@@ -141,6 +149,8 @@ class Rows:
         own = torch.tensor(self.signature().addresses, dtype=torch.int64)
         segments = len(self.columns)
         own, last = own[: len(own) - segments * (self.shared is not None)], own[len(own) - segments :]
+        if self._steps is None:
+            raise RuntimeError("check() comes before table(): this is a bug in marble_kernels")
         if self.listed:
             rows = own.view(segments, self.count)
         else:
@@ -154,7 +164,8 @@ class Rows:
             tensors: list[Tensor | None] = []
             for column in self.columns:
                 tensors.extend(column if isinstance(column, tuple) else (column,))
-            self._signature = signature([*tensors, *(self.shared or ())])
+            tensors.extend(self.shared or ())
+            self._signature = signature(tensors) if self._kinds is None else Signature(self._kinds, places(tensors))
         return self._signature
 
     def limit(self) -> str | None:

@@ -1,9 +1,13 @@
 """What tensors are and where they lie: the keys by which tables and checks are kept."""
 
+import operator
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
+from weakref import ref
 
 from torch import Tensor
+
+from .memo import Memo
 
 
 class Signature(NamedTuple):
@@ -13,8 +17,11 @@ class Signature(NamedTuple):
     addresses: tuple[int, ...]
 
 
+_lasting: Memo[tuple[list["ref[Tensor]"], Signature]] = Memo(64)
+
+
 def signature(tensors: Sequence[Tensor | None]) -> Signature:
-    """All that tables and checks of these tensors depend on. Called on every step."""
+    """All that tables and checks of these tensors depend on."""
     present = [tensor for tensor in tensors if tensor is not None]
     absent = () if len(present) == len(tensors) else tuple([tensor is None for tensor in tensors])
     kinds = (
@@ -24,5 +31,27 @@ def signature(tensors: Sequence[Tensor | None]) -> Signature:
         tuple([tensor.dtype for tensor in present]),
         tuple([tensor.device for tensor in present]),
     )
-    found = present if len(present) == len(tensors) else tensors
-    return Signature(kinds, tuple([0 if tensor is None else tensor.data_ptr() for tensor in found]))
+    return Signature(kinds, places(tensors if absent else present))
+
+
+def lasting_signature(tensors: Sequence[Tensor]) -> Signature:
+    """The same of tensors that live for many steps, such as parameters and moments, at a third of the price.
+
+    Objects that are still alive and still at their addresses are not looked at again: what swaps a tensor's data, as
+    ``module.half()`` does, gives it another address. (Shapes and strides are tuples, so many of which also wake the
+    garbage collector.)
+    """
+    key, addresses = tuple(map(id, tensors)), places(tensors)
+    known = _lasting.get(key)
+    if known is not None:
+        owners, seen = known
+        # An id alone may be that of an object that came after it.
+        if seen.addresses == addresses and all(map(operator.is_, [owner() for owner in owners], tensors)):
+            return seen
+        _lasting.forget(key)
+    return _lasting(key, lambda: ([ref(tensor) for tensor in tensors], signature(tensors)))[1]
+
+
+def places(tensors: Sequence[Tensor | None]) -> tuple[int, ...]:
+    """The address of each tensor, 0 for ``None``."""
+    return tuple([0 if tensor is None else tensor.data_ptr() for tensor in tensors])

@@ -1,14 +1,18 @@
 """The gradient bank: one gradient per reward, accumulated over the micro-steps of an optimizer step."""
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from marble_kernels.combine import combine
+from marble_kernels.gram import gram
+from marble_kernels.segments import Rows
+from marble_kernels.signature import lasting_signature
 
 from .gram import gram_of_blocks
-from .ranks import local_part
+from .ranks import any_sharded, local_part
 
 
 class GradientBank:
@@ -25,6 +29,7 @@ class GradientBank:
         self.size = size
         self.blocks: dict[Tensor, Tensor] = {}
         self.offered = [False] * size
+        self._rows: Rows | None = None
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -66,11 +71,38 @@ class GradientBank:
         for parameter in parameters:
             self._block(parameter)
 
+    def rows(self, parameters: Sequence[Tensor]) -> Rows:
+        """The rows of parameters on one device and, last, what their ``.grad`` holds; at least one has a block.
+
+        The same object as before, with all that is known of it, as long as nothing is at another place.
+        """
+        blocks, shared = self._lists(parameters)
+        known = self._rows
+        if any_sharded(parameters):
+            return Rows(blocks, shared)
+        if known is None or known.shared is None or not (_same(known.columns, blocks) and _same(known.shared, shared)):
+            # A block is made for its parameter, and autograd holds a gradient to its parameter's shape and device.
+            absent = [block is None for block in blocks]
+            gradients = [
+                None if gradient is None else (gradient.dtype, gradient.is_contiguous()) for gradient in shared
+            ]
+            kinds = (self.size, lasting_signature(parameters).kinds, tuple(absent), tuple(gradients))
+            self._rows = known = Rows(blocks, shared, ("bank", kinds))
+        return known
+
     def gram(self, parameters: Sequence[Tensor], metric: Sequence[Tensor] | None = None) -> Tensor:
         """Gram matrix [K + 1, K + 1] of the rows and, last, of what ``.grad`` holds, with ``metric`` weights."""
+        if self.blocks and len({parameter.device for parameter in parameters}) == 1:
+            found: Tensor = gram(self.rows(parameters), metric)
+            return found
+        return gram_of_blocks(self.size, *self._lists(parameters), metric)
+
+    def _lists(self, parameters: Sequence[Tensor]) -> tuple[list[Tensor | None], list[Tensor | None]]:
         blocks = [self.blocks.get(parameter) for parameter in parameters]
-        shared = [None if parameter.grad is None else local_part(parameter.grad) for parameter in parameters]
-        return gram_of_blocks(self.size, blocks, shared, metric)
+        gradients = [parameter.grad for parameter in parameters]
+        if any_sharded(parameters):
+            gradients = [None if gradient is None else local_part(gradient) for gradient in gradients]
+        return blocks, gradients
 
     def products(self, vectors: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         """Inner products [K] of every row with a vector given as (parameter, tensor) pairs."""
@@ -99,6 +131,11 @@ class GradientBank:
         """Forget all gradients."""
         self.blocks = {}
         self.offered = [False] * self.size
+        self._rows = None
+
+
+def _same(one: Sequence[object], other: Sequence[object]) -> bool:
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 @torch.no_grad()

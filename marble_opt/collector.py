@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .bank import GradientBank, add_to_grad
 from .factored import FactoredEngine
-from .ranks import is_sharded, keep_grads, refuse_layout, watching_reduction
+from .ranks import any_sharded, is_sharded, keep_grads, refuse_layout, watching_reduction
 from .routes import Losses, check_loss, combine_losses, gradients_of, loop, scalar_losses, total
 from .separable import SeparableLoss
 from .together import finite_on_all, take_part
@@ -251,7 +251,7 @@ class GradientCollector:
             )
         refuse_layout(parameters, self.process_group)
         self.collected = True
-        return any(map(is_sharded, parameters))
+        return any_sharded(parameters)
 
     def _scaled_by(self, scaler: "torch.amp.GradScaler | None") -> None:
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None

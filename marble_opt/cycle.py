@@ -1,5 +1,6 @@
 """One optimizer step from losses to ``.grad``: collect, reduce over ranks, solve, combine."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -151,8 +152,11 @@ class BalanceCycle:
 
     def known(self, parameters: list[Tensor]) -> list[Tensor]:
         """With those that were frozen since their backward (an adapter switched off, say), which still count."""
+        blocks = self.collector.bank.blocks
+        if len(blocks) == len(parameters) and all(map(operator.is_, blocks, parameters)):
+            return parameters
         known = set(parameters)
-        return [*parameters, *(p for p in self.collector.bank.blocks if p not in known)]
+        return [*parameters, *(p for p in blocks if p not in known)]
 
     def finish(self) -> None:
         """Count the step and start the next."""

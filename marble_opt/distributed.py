@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .bank import GradientBank
 from .collector import GradientCollector
-from .ranks import copies, everywhere, is_sharded, local_part, world_size
+from .ranks import any_sharded, copies, everywhere, is_sharded, local_part, world_size
 
 REDUCTIONS = ("mean", "sum")
 
@@ -104,7 +104,7 @@ def full_gram(
 
     ``metric``: weights per parameter, which shards do not have.
     """
-    if not any(map(is_sharded, parameters)):
+    if not any_sharded(parameters):
         return bank.gram(parameters, metric)
     ranks, device = world_size(group), parameters[0].device
     counts = [copies(parameter, ranks) for parameter in parameters]
@@ -120,7 +120,7 @@ def full_gram(
 @torch.no_grad()
 def clip_grads(parameters: Sequence[Tensor], max_norm: float, group: dist.ProcessGroup | None) -> None:
     """``clip_grad_norm_`` by the norm over all shards of all ranks."""
-    if not any(map(is_sharded, parameters)):
+    if not any_sharded(parameters):
         torch.nn.utils.clip_grad_norm_(parameters, max_norm)
         return
     reached = [parameter for parameter in parameters if parameter.grad is not None]
@@ -138,7 +138,7 @@ def products_and_length(
 ) -> tuple[Tensor, Tensor]:
     """Inner products [K] of the rows with a vector, and its length, over all shards."""
     parameters = [parameter for parameter, _ in vectors]
-    if not any(map(is_sharded, parameters)):
+    if not any_sharded(parameters):
         return bank.products(vectors), torch.stack([vector.norm() for _, vector in vectors]).norm()
     products = [(parameter, bank.products([(parameter, vector)])) for parameter, vector in vectors]
     squares = [(parameter, local_part(vector).norm().square()) for parameter, vector in vectors]
@@ -148,7 +148,7 @@ def products_and_length(
 
 def finite_everywhere(finite: Tensor, parameters: Sequence[Tensor], group: dist.ProcessGroup | None) -> Tensor:
     """Whether a flag (bool, 0-d) that was computed from local shards is set on all ranks."""
-    if not any(map(is_sharded, parameters)) or world_size(group) == 1:
+    if not any_sharded(parameters) or world_size(group) == 1:
         return finite
     sent = finite.to(parameters[0].device, torch.uint8, copy=True)
     return everywhere(sent, dist.ReduceOp.MIN, group).bool()

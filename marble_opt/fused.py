@@ -1,6 +1,6 @@
 """From the bank to the parameters in one pass, where the base optimizer is torch's AdamW or Adam."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,9 +9,11 @@ from torch.optim import Adam, AdamW, Optimizer, optimizer
 
 from marble_kernels.combine import clip_scale
 from marble_kernels.fused_adamw import fused_adamw
+from marble_kernels.segments import Rows
 
+from .bank import GradientBank
 from .gram import gram_of_blocks
-from .ranks import is_sharded
+from .ranks import any_sharded
 
 _OPTIONS = ("amsgrad", "differentiable")
 
@@ -26,9 +28,10 @@ def obstacle(base: Optimizer) -> str | None:
     for name in _OPTIONS:
         if any(group[name] for group in base.param_groups):
             return f"the base optimizer has {name}=True"
-    if any(parameter.is_complex() for group in base.param_groups for parameter in group["params"]):
+    parameters = [parameter for group in base.param_groups for parameter in group["params"]]
+    if any(dtype.is_complex for dtype in {parameter.dtype for parameter in parameters}):
         return "a parameter is complex"
-    if any(is_sharded(parameter) for group in base.param_groups for parameter in group["params"]):
+    if any_sharded(parameters):
         return "a parameter is sharded (FSDP2)"
     hooks = (
         base._optimizer_step_pre_hooks,
@@ -42,7 +45,7 @@ def obstacle(base: Optimizer) -> str | None:
 @torch.no_grad()
 def fused_step(
     base: Optimizer,
-    blocks: dict[Tensor, Tensor],
+    bank: GradientBank,
     coefficients: Tensor | None,
     usable: Tensor,
     max_grad_norm: float | None,
@@ -52,56 +55,61 @@ def fused_step(
 
     Args:
         base: an optimizer without an :func:`obstacle`. Steps that it counts on the host move to the parameters' device.
-        blocks: the bank, [K, *shape] per parameter.
+        bank: the rows.
         coefficients: c [K]; ``None``: ``.grad`` alone is stepped on.
         usable: bool, 0-d: where it is false nothing changes.
         max_grad_norm: clip to this norm.
         gram: G [K + 1, K + 1] of the rows and ``.grad`` if it is known, for the norm.
     """
-    parameters = [p for group in base.param_groups for p in group["params"] if p in blocks or p.grad is not None]
+    blocks: Mapping[Tensor, Tensor] = {} if coefficients is None else bank.blocks
+    members = [
+        [p for p in group["params"] if p.grad is not None or (blocks and p in blocks)] for group in base.param_groups
+    ]
+    parameters = [parameter for group in members for parameter in group]
     if not parameters:
         return
     # Without rows the gradients themselves are the one row.
-    lone = coefficients is None
     weights = torch.ones(1, device=usable.device) if coefficients is None else coefficients
     scale: Tensor | None = None
     if max_grad_norm is not None:
-        gradients = [parameter.grad for parameter in parameters]
-        if lone:
-            gram = gram_of_blocks(0, [None] * len(parameters), gradients)
+        if coefficients is None:
+            gram = gram_of_blocks(0, [None] * len(parameters), [parameter.grad for parameter in parameters])
         elif gram is None:
-            gram = gram_of_blocks(len(weights), [blocks.get(p) for p in parameters], gradients)
+            gram = bank.gram(parameters)
         scale = clip_scale(gram, weights, max_grad_norm)
-    for group in base.param_groups:
-        members = [p for p in group["params"] if p.grad is not None or (p in blocks and not lone)]
-        for device in dict.fromkeys(parameter.device for parameter in members):
-            here = [parameter for parameter in members if parameter.device == device]
+    for group, own in zip(base.param_groups, members, strict=True):
+        for device in {parameter.device: None for parameter in own}:
+            here = [parameter for parameter in own if parameter.device == device]
+            rows, row_weights = _rows(bank, blocks, here, weights.to(device))
             factor = None if scale is None else scale.to(device)
-            _step_group(base, group, here, {} if lone else blocks, weights.to(device), factor, usable.to(device))
+            _step_group(base, group, here, rows, row_weights, factor, usable.to(device))
+
+
+def _rows(
+    bank: GradientBank, blocks: Mapping[Tensor, Tensor], parameters: Sequence[Tensor], weights: Tensor
+) -> tuple[Rows, Tensor]:
+    """The rows of some parameters and their coefficients; where no reward reaches any, ``.grad`` is the one row."""
+    if any(parameter in blocks for parameter in parameters):
+        return bank.rows(parameters), weights
+    return Rows([[parameter.grad for parameter in parameters]]), torch.ones(1, device=weights.device)
 
 
 def _step_group(
     base: Optimizer,
     group: dict[str, Any],
     parameters: Sequence[Tensor],
-    blocks: dict[Tensor, Tensor],
+    rows: Rows,
     weights: Tensor,
     scale: Tensor | None,
     usable: Tensor,
 ) -> None:
     states = [_state(base, parameter) for parameter in parameters]
-    gradients = [parameter.grad for parameter in parameters]
-    rows: Sequence[Any] = [blocks.get(parameter) for parameter in parameters]
-    shared: Sequence[Tensor | None] | None = gradients
-    if all(row is None for row in rows):
-        # No reward reaches this group.
-        rows, shared, weights = [gradients], None, torch.ones(1, device=usable.device)
     lr = group["lr"]
     fused_adamw(
         parameters,
         rows,
         weights,
-        shared,
+        None,
         [state["exp_avg"] for state in states],
         [state["exp_avg_sq"] for state in states],
         [state["step"] for state in states],
@@ -125,7 +133,7 @@ def _state(base: Optimizer, parameter: Tensor) -> dict[str, Any]:
         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
         for name in ("exp_avg", "exp_avg_sq"):
             state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-    step = torch.as_tensor(state["step"])
-    if step.device != parameter.device or step.dtype != torch.float32:
-        state["step"] = step.to(parameter.device, torch.float32)
+    step = state["step"]
+    if not isinstance(step, Tensor) or step.device != parameter.device or step.dtype != torch.float32:
+        state["step"] = torch.as_tensor(step).to(parameter.device, torch.float32)
     return state

@@ -287,9 +287,8 @@ class Marble(OptimizerWrapper):
 
     def _stepped(self) -> list[Tensor]:
         """The trainable parameters, then the frozen ones: the base optimizer steps on any ``.grad`` that they hold."""
-        trainable = self._parameters()
-        known = set(trainable)
-        return [*trainable, *(p for group in self.param_groups for p in group["params"] if p not in known)]
+        frozen = [p for group in self.param_groups for p in group["params"] if not p.requires_grad]
+        return [*self._parameters(), *frozen]
 
     def _fusible(self) -> bool:
         waiting = (self._collector.collected or self._cycle.joint) and not self._collector.closed
@@ -297,8 +296,8 @@ class Marble(OptimizerWrapper):
 
     @torch.no_grad()
     def _fused_step(self) -> None:
-        cycle = self._cycle
-        cycle.balance(self._stepped())
+        cycle, parameters = self._cycle, self._stepped()
+        cycle.balance(parameters)
         if not self._collector.collected:
             self._follow(self.base.step)
             return
@@ -312,11 +311,12 @@ class Marble(OptimizerWrapper):
             known = report.refreshed and not cycle.schedule.probes and cycle.metric is None
             gram = report.gram if known else None
             cycle.report = replace(report, fused=True)
-        blocks = self._collector.bank.blocks
-        self._follow(lambda: fused_step(self.base, blocks, cycle.combining, usable, self.max_grad_norm, gram))
+        bank = self._collector.bank
+        self._follow(lambda: fused_step(self.base, bank, cycle.combining, usable, self.max_grad_norm, gram), parameters)
 
-    def _follow(self, step: Callable[[], object]) -> None:
-        follow_step(step, self.base, self._cycle, self._stepped(), self.guard is not None, self.track_step)
+    def _follow(self, step: Callable[[], object], parameters: Sequence[Tensor] | None = None) -> None:
+        stepped = self._stepped() if parameters is None else parameters
+        follow_step(step, self.base, self._cycle, stepped, self.guard is not None, self.track_step)
 
     def _balanced_closure(self, closure: Callable[[], Any]) -> Any:
         with torch.enable_grad():

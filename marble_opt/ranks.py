@@ -1,11 +1,12 @@
 """What this rank holds of a parameter and of a gradient, and who else touched it."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import Parameter
 
 
 def world_size(group: dist.ProcessGroup | None) -> int:
@@ -30,7 +31,14 @@ def agree(flags: Sequence[bool], device: torch.device, group: dist.ProcessGroup 
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor, as FSDP2 (``fully_shard``) makes parameters and their gradients."""
-    return hasattr(tensor, "device_mesh")
+    # The types of nearly all tensors come first: every step asks this of every parameter.
+    return type(tensor) not in (Tensor, Parameter) and hasattr(tensor, "device_mesh")
+
+
+def any_sharded(tensors: Iterable[Tensor]) -> bool:
+    """Whether at least one is a DTensor."""
+    others = set(map(type, tensors)) - {Tensor, Parameter}
+    return any(hasattr(other, "device_mesh") for other in others)
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch.distributed as dist
 from torch import Tensor
 
-from .ranks import agree, is_sharded, local_part
+from .ranks import agree, any_sharded, local_part
 from .routes import Losses
 from .separable import SeparableLoss
 
@@ -45,7 +45,7 @@ def finite_on_all(
 ) -> bool:
     """Whether gradients are finite: here, or in all shards if parameters are sharded."""
     finite = all(bool(local_part(gradient).isfinite().all()) for gradient in gradients if gradient is not None)
-    if not any(map(is_sharded, parameters)):
+    if not any_sharded(parameters):
         return finite
     return not agree([not finite], local_part(parameters[0]).device, group)[0]
 
