@@ -1,10 +1,11 @@
 """What distinguishes one way of post-training from another, beside the loop that they share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 import marble_opt
@@ -61,6 +62,23 @@ class Algorithm(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned."""
+
+
+def summed_loss(
+    losses: marble_opt.SeparableLoss,
+    micro: MicroBatch,
+    batch: StepBatch,
+    loss_of: Callable[[Tensor, Tensor], marble_opt.SeparableLoss],
+) -> Tensor | None:
+    """What a method that sums trains on, a scalar; ``None`` for a method that balances.
+
+    ``losses`` are the rewards' own; ``loss_of`` makes a loss of advantages [1, b] and a count [1].
+    """
+    if batch.shares is not None:
+        return losses.combined(batch.shares)
+    if micro.mixed is None:
+        return None
+    return loss_of(micro.mixed, torch.tensor([batch.samples])).losses().sum()
 
 
 def make_algorithm(config: Config, backbone: Backbone) -> tuple[Algorithm, Adapters]:

@@ -29,7 +29,7 @@ from .settings import (
 )
 
 ALGORITHMS = ("nft", "crd", "slider")
-METHODS = ("sum", "gdpo", "equal", "marble")
+METHODS = ("sum", "gdpo", "losses", "equal", "marble")
 PARALLEL = ("ddp", "fsdp2")
 PRESETS = Path(__file__).parents[1] / "presets"
 # What a resumed run may change: how long it is, what it shows, and where and in what portions it computes.
@@ -44,9 +44,11 @@ class Config:
 
     ``algorithm``: ``nft`` is DiffusionNFT, ``crd`` Centered Reward Distillation, ``slider`` ParetoSlider (see
     ``SliderSettings``). ``method``: ``sum`` adds the raw rewards, ``gdpo`` z-scores each reward per prompt and adds
-    (arXiv 2601.05242), ``equal`` gives each reward's unit gradient a fixed weight, ``marble`` the min-norm weights. A
-    reward's ``weight`` multiplies it in ``sum``, its z-score in ``gdpo``; it is the fixed α of ``equal`` and the prior
-    of ``marble``. A reward of weight 0 is not trained: it is scored and evaluated only.
+    (arXiv 2601.05242), ``losses`` takes the weighted mean of the rewards' own losses, each a mean over the samples that
+    its reward applies to, ``equal`` gives each reward's unit gradient a fixed weight, ``marble`` the min-norm weights.
+    A reward's ``weight`` multiplies it in ``sum``, its z-score in ``gdpo``, its loss in ``losses``, where those without
+    samples in a step are left out of the mean; it is the fixed α of ``equal`` and the prior of ``marble``. A reward of
+    weight 0 is not trained: it is scored and evaluated only.
     ``stages`` run one after the other and replace ``epochs``. ``parallel``: how several ranks share the work.
     """
 
@@ -155,7 +157,7 @@ class Config:
         require(
             self.method in ("gdpo", "marble"),
             "a slider takes method gdpo (scalarised with ω) or marble (a min-norm problem per bucket of ω), got "
-            f"{self.method!r}",
+            f"{self.method!r}, which gives every sample the same weights",
         )
         require(
             prompts % slots == 0,
@@ -176,7 +178,7 @@ class Config:
     @property
     def summed(self) -> bool:
         """Whether the rewards are summed, their gradients only measured."""
-        return self.method in ("sum", "gdpo")
+        return self.method in ("sum", "gdpo", "losses")
 
     @property
     def total_epochs(self) -> int:

@@ -11,7 +11,7 @@ from marble_opt.losses import adaptive_strength, guided_velocity, kl_anchor
 
 from . import ranks
 from .adapters import Adapters
-from .algorithm import Algorithm, Noised
+from .algorithm import Algorithm, Noised, summed_loss
 from .config import Config
 from .decay import decay_at
 from .rollout import Rollout
@@ -99,10 +99,11 @@ class CenteredRewardDistillation(Algorithm):
             if isinstance(strength, Tensor):
                 strength = strength.to(prediction)
             shared = kl_anchor(prediction, reference, strength=strength, samples=batch.samples)
-        if micro.mixed is not None:
-            summed = regression(micro.mixed, torch.tensor([batch.samples])).losses().sum()
+        losses = regression(micro.advantages, batch.counts)
+        summed = summed_loss(losses, micro, batch, regression)
+        if summed is not None:
             shared = summed if shared is None else shared + summed
-        return regression(micro.advantages, batch.counts), shared
+        return losses, shared
 
     def _reference(self, noised: Noised) -> Tensor:
         """The pretrained model's velocity v(∅) + s (v(c) − v(∅)); one forward of twice the batch."""

@@ -1,13 +1,12 @@
 """DiffusionNFT (arXiv 2509.16117) with one loss per reward, balanced or summed."""
 
-import torch
 from torch import Tensor
 
 import marble_opt
 from backbones.interface import Backbone
 
 from .adapters import Adapters
-from .algorithm import Algorithm, Noised
+from .algorithm import Algorithm, Noised, summed_loss
 from .config import Config
 from .decay import decay_at
 from .rollout import Rollout
@@ -60,10 +59,11 @@ class DiffusionNFT(Algorithm):
         shared = None
         if reference is not None:
             shared = config.kl * (prediction - reference).square().flatten(1).mean(1).sum() / batch.samples
-        if micro.mixed is not None:
-            summed = contrast(micro.mixed, torch.tensor([batch.samples])).losses().sum()
+        losses = contrast(micro.advantages, batch.counts)
+        summed = summed_loss(losses, micro, batch, contrast)
+        if summed is not None:
             shared = summed if shared is None else shared + summed
-        return contrast(micro.advantages, batch.counts), shared
+        return losses, shared
 
     def follow(self, step: int) -> None:
         """old ← η old + (1 − η) θ."""

@@ -96,8 +96,8 @@ class OptimizerSettings:
 
 @dataclass
 class BalanceSettings:
-    """Options of ``marble_opt.Marble`` by the same names; ``probe`` 0 and ``guard`` "" are off. With the methods "sum"
-    and "gdpo" the rewards' gradients are only measured, on every ``refresh_every``-th step; ``probe`` and
+    """Options of ``marble_opt.Marble`` by the same names; ``probe`` 0 and ``guard`` "" are off. With the methods "sum",
+    "gdpo" and "losses" the rewards' gradients are only measured, on every ``refresh_every``-th step; ``probe`` and
     ``shared_every`` have no effect then, since the sum itself is a shared term."""
 
     refresh_every: int = 1

@@ -23,6 +23,7 @@ from trainer.rollout import Rollout, gdpo_advantages, roll_out, summed_advantage
 from trainer.run import Run, check_applies, check_shares
 from trainer.step_batch import StepBatch, micro_steps, training_times
 from trainer.table import table, worst_cosine
+from trainer.trainer import Trainer
 
 ONES = torch.ones(2)
 
@@ -49,6 +50,53 @@ def test_another_balancer_is_found_by_its_import_path() -> None:
         runs[name] = trainer.optimizer.report.coefficients
     torch.testing.assert_close(runs["own"], runs["mgda"], rtol=1e-4, atol=1e-6)
     assert not torch.allclose(runs["own"], runs["raw"], rtol=1e-2)
+
+
+def without_texts(*overrides: str) -> Trainer:
+    """A trainer whose steps are as long as their gradients, none of whose samples the reward "reading" applies to."""
+    options = ("optimizer.lr=1", "optimizer.max_grad_norm=1e9", "optimizer.micro_batch=6", "rollout.prompts=4")
+    trainer = small_trainer(*options, *overrides)
+    trainer.train_prompts["text"] = trainer.train_prompts["composition"]
+    return trainer
+
+
+def test_own_losses_take_the_step_of_their_mean_in_one_backward() -> None:
+    """Against a gradient per reward and the balancer that gives each of the present ones the same share."""
+    mean = ("balance.balancer=benchmarks.comparison.balancers:mean", "balance.normalize=false")
+    summed, balanced = (
+        without_texts("rewards.composition.weight=1", *options) for options in (("method=losses",), mean)
+    )
+    start = adapter_weights(summed)
+    for trainer in (summed, balanced):
+        numbers = trainer.train_epoch()
+        assert numbers["active/reading"] == 0
+    for before, a, b in zip(start, adapter_weights(summed), adapter_weights(balanced), strict=True):
+        torch.testing.assert_close(a - before, b - before, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("algorithm", ["nft", "crd"])
+def test_own_losses_have_their_weights_among_the_rewards_that_have_samples(algorithm: str) -> None:
+    """Over several micro-batches that hold unequal numbers of each reward's samples, against autograd by hand."""
+    none = ("loss.kl=0", "crd.anchor.adaptive=constant", "crd.anchor.weight=0")
+    trainer = without_texts("method=losses", f"algorithm={algorithm}", "rewards.colour.weight=4", *none)
+    weights = list(trainer.adapters.parameters("default").values())
+    shares = {"composition": 2 / 8, "colour": 4 / 8, "contrast": 1 / 8, "clean": 1 / 8}
+    expected, own = [torch.zeros_like(weight) for weight in weights], trainer.algorithm.loss
+
+    def spy(*arguments):
+        losses, shared = own(*arguments)
+        for name, loss in zip(trainer.config.rewards, losses.losses(), strict=True):
+            if name in shares:
+                for total, grad in zip(expected, torch.autograd.grad(loss, weights, retain_graph=True), strict=True):
+                    total.add_(grad, alpha=shares[name])
+        return losses, shared
+
+    trainer.algorithm.loss = spy  # type: ignore[method-assign]
+    before = [weight.detach().clone() for weight in weights]
+    trainer.train_epoch()
+    assert max(total.abs().max() for total in expected) > 1e-4
+    for start, weight, step in zip(before, weights, expected, strict=True):
+        torch.testing.assert_close(start - weight, step, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +304,7 @@ def test_a_score_lost_in_an_outage_sets_no_image_apart() -> None:
         assert mixed.isnan().tolist() == [[False, False, False, True]]
 
 
-@pytest.mark.parametrize("method", ["sum", "gdpo"])
+@pytest.mark.parametrize("method", ["sum", "gdpo", "losses"])
 def test_a_sum_of_nothing_trains_nothing(method: str) -> None:
     trainer = small_trainer(f"method={method}", "loss.kl=0", "stages=[{epochs: 3, rewards: [reading]}]")
     trainer.train_prompts["text"] = trainer.train_prompts["composition"]
@@ -342,7 +390,7 @@ def test_the_forecast_counts_what_the_trainer_does() -> None:
     config = small_config("optimizer.micro_batch=2", "loss.timesteps=2")
     counts = counts_of(config)
     assert (counts.samples, counts.micro_steps, counts.form) == (9, micro_steps(config, 9), "marble")
-    assert counts_of(small_config("method=gdpo")).form == "observe"
+    assert {counts_of(small_config(f"method={method}")).form for method in ("sum", "gdpo", "losses")} == {"observe"}
 
 
 def test_table_names_every_reward_and_the_conflict_shares() -> None:
