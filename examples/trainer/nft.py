@@ -9,6 +9,7 @@ from .adapters import Adapters
 from .algorithm import Algorithm, Noised, summed_loss
 from .config import Config
 from .decay import decay_at
+from .meter import Meter
 from .rollout import Rollout
 from .step_batch import MicroBatch, StepBatch
 
@@ -20,7 +21,7 @@ class DiffusionNFT(Algorithm):
     rollout = "old"
 
     def __init__(self, config: Config, backbone: Backbone, adapters: Adapters) -> None:
-        self.config, self.backbone, self.states = config, backbone, adapters
+        self.config, self.backbone, self.states, self.meter = config, backbone, adapters, Meter()
 
     def batches(self, rollout: Rollout, times: Tensor, epoch: int, weights: Tensor) -> list[StepBatch]:
         """Equal shares of every prompt's images."""
@@ -58,9 +59,10 @@ class DiffusionNFT(Algorithm):
 
         shared = None
         if reference is not None:
+            self.meter.distance(prediction, reference)
             shared = config.kl * (prediction - reference).square().flatten(1).mean(1).sum() / batch.samples
         losses = contrast(micro.advantages, batch.counts)
-        summed = summed_loss(losses, micro, batch, contrast)
+        summed = summed_loss(losses, micro, batch, self.meter, contrast)
         if summed is not None:
             shared = summed if shared is None else shared + summed
         return losses, shared
