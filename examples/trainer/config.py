@@ -85,6 +85,11 @@ class Config:
             self.loss.timesteps <= self.rollout.steps,
             f"loss.timesteps ({self.loss.timesteps}) are drawn from the {self.rollout.steps} rollout.steps",
         )
+        require(
+            self.optimizer.warmup < self.total_steps,
+            f"optimizer.warmup ({self.optimizer.warmup}) must be below the run's {self.total_steps} optimizer steps, "
+            "epochs x optimizer.steps_per_epoch",
+        )
         if self.algorithm == "crd":
             self._check_groups()
         else:
@@ -184,6 +189,11 @@ class Config:
     def total_epochs(self) -> int:
         """The epochs of the run, over all stages."""
         return sum(stage.epochs for stage in self.stages) or self.epochs
+
+    @property
+    def total_steps(self) -> int:
+        """The optimizer steps of the run."""
+        return self.total_epochs * self.optimizer.steps_per_epoch
 
     def stage(self, epoch: int) -> Stage:
         """The stage that ``epoch`` belongs to; without stages, one of all rewards."""

@@ -18,6 +18,7 @@ from .algorithm import Noised, make_algorithm
 from .buckets import check_shapes
 from .config import Config
 from .evaluation import Evaluation, composite, evaluate
+from .learning_rate import LearningRate
 from .optimizer import make_optimizer
 from .optimizer_step import take_step
 from .preference_groups import grouped
@@ -55,6 +56,8 @@ class Trainer:
         own = config.rollout.prompts * config.rollout.images // ranks.ranks()
         steps = micro_steps(config, own)
         self.optimizer = make_optimizer(config, trained, backbone.transformer, steps, self.algorithm.options)
+        settings = config.optimizer
+        self.rate = LearningRate(self.optimizer, settings.schedule, settings.warmup, config.total_steps)
         scaled = config.model.precision == "fp16"
         self.scaler = torch.amp.GradScaler(backbone.device.type) if scaled else None
         self.seconds: dict[str, float] = {}
@@ -94,6 +97,7 @@ class Trainer:
         for micro_batch in batch.micro_batches:
             self._micro_step(rollout, micro_batch, batch)
         probed = bool(self.config.balance.probe) and not self.config.summed
+        self.rate.set(self.optimizer, self.step)
         norm = take_step(self.optimizer, self.scaler, probed)
         if norm is not None:
             meter.norm(norm, math.inf if limit is None else limit)

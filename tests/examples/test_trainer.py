@@ -210,7 +210,8 @@ def test_only_the_default_adapter_is_trained_whichever_is_used() -> None:
 
 @pytest.mark.parametrize("method", ["marble", "gdpo"])
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(method: str, tmp_path: Path) -> None:
-    options = (f"method={method}", "balance.ema=0.5", "balance.refresh_every=2")
+    rate = ("optimizer.schedule=linear", "optimizer.warmup=1") if method == "gdpo" else ()
+    options = (f"method={method}", "balance.ema=0.5", "balance.refresh_every=2", "epochs=4", *rate)
     unbroken = small_trainer(*options)
     for _ in range(4):
         unbroken.train_epoch()
@@ -223,7 +224,10 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(method: str, tmp_path:
     for _ in range(2):
         second.train_epoch()
     assert all(torch.equal(a, b) for a, b in zip(adapter_weights(unbroken), adapter_weights(second), strict=True))
-    assert [row["train/colour"] for row in second.history] == [row["train/colour"] for row in unbroken.history]
+    for name in ("train/colour", "lr", "kl", "grad_norm"):
+        assert [row[name] for row in second.history] == [row[name] for row in unbroken.history]
+    if rate:
+        assert [row["lr"] for row in second.history] == [0, 0.75, 0.5, 0.25]
 
 
 @pytest.mark.parametrize(
