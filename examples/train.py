@@ -20,7 +20,8 @@ import torch
 
 from backbones.load import SHIPPED
 from trainer import ranks
-from trainer.config import ALGORITHMS, METHODS, PRESETS, load_config
+from trainer.config import ALGORITHMS, METHODS, load_config
+from trainer.config_files import PRESETS
 from trainer.errors import is_for_the_user
 from trainer.own_presets import own_preset
 from trainer.rows import write_rows

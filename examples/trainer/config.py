@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,7 +13,9 @@ from backbones.solvers import SOLVERS
 from prompts.sources import SourceSettings
 from rewards.registry import FACTORIES, RewardSettings
 
+from .config_files import merged, read
 from .crd_settings import CrdSettings
+from .differences import differences
 from .settings import (
     BalanceSettings,
     EvaluationSettings,
@@ -31,11 +32,6 @@ from .settings import (
 ALGORITHMS = ("nft", "crd", "slider")
 METHODS = ("sum", "gdpo", "losses", "equal", "marble")
 PARALLEL = ("ddp", "fsdp2")
-PRESETS = Path(__file__).parents[1] / "presets"
-# What a resumed run may change: how long it is, what it shows, and where and in what portions it computes.
-_FREE = ("epochs", "parallel", "log.", "evaluation.", "rollout.batch", "optimizer.micro_batch")
-_FREE_OF_MODEL = ("model.checkpointing", "model.prompt_cache", "model.offload_text_encoders", "model.decode_batch")
-_FREE_OF_REWARD = ("url", "device", "batch_size")
 
 
 @dataclass
@@ -211,45 +207,33 @@ class Config:
         """Raise ``ValueError`` if a run with the settings ``saved`` cannot continue with these.
 
         Its length, what it shows, and where and in what portions it computes may change: that changes its numbers by
-        rounding at most (with ``probe``, other samples are the first ones of a step).
+        rounding at most (with ``probe``, other samples are the first ones of a step). A setting that ``saved`` does not
+        have yet counts as its default.
         """
-        own, old = flat(self.as_dict()), flat(saved)
-        rewards = tuple(f"rewards.{name}.{setting}" for name in self.rewards for setting in _FREE_OF_REWARD)
-        free = (*_FREE, *_FREE_OF_MODEL, *rewards)
-        changed = [
-            f"{key}: saved {old.get(key)!r}, now {own.get(key)!r}"
-            for key in sorted({*own, *old})
-            if own.get(key) != old.get(key) and not key.startswith(free)
-        ]
+        changed = differences(self.as_dict(), _completed(saved))
         require(not changed, f"the checkpoint belongs to a run with other settings ({'; '.join(changed)})")
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """The config ``name``, a preset or the path of a YAML file, with overrides "section.key=value".
 
-    A file may start from another one with ``base: name``. Raises ``ValueError`` for an unknown file, key or value.
+    A file may start from another one with ``base: name``; a reward or source that is null in a file or override is left
+    out of what that brings. Raises ``ValueError`` for an unknown file, key or value.
     """
     try:
-        given = OmegaConf.merge(read(name), OmegaConf.from_dotlist(list(overrides)))
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), given))  # type: ignore[return-value]
+        return _to_config(merged(read(name), OmegaConf.from_dotlist(list(overrides))))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ValueError(f"{name}: {error}") from error
 
 
-def read(name: str) -> DictConfig:
-    """A preset or a YAML file, on top of the one it names as ``base``."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
-        raise ValueError(f"no config {name!r}: give the path of a YAML file or one of the presets {known}")
-    loaded = OmegaConf.load(path)
-    base = loaded.pop("base", None)
-    return loaded if base is None else OmegaConf.merge(read(base), loaded)
+def _to_config(given: DictConfig | dict[str, Any]) -> Config:
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), given))  # type: ignore[return-value]
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names."""
-    values: dict[str, Any] = {}
-    for key, value in settings.items():
-        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
-    return values
+def _completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the defaults of those that did not exist when they were saved."""
+    try:
+        return _to_config(saved).as_dict()
+    except (OmegaConfBaseException, ValueError):
+        # They hold what is no setting any more, or no value of one: as they are, a comparison names it.
+        return saved

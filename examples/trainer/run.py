@@ -48,9 +48,7 @@ def train(config: Config, folder: Path, resume: bool, device: str, base: Evaluat
     check_shares(config)
     check_installed(config.log.tensorboard, config.log.wandb)
     # Loading a model takes minutes: what is wrong with the prompts is said before.
-    for name, source in config.sources.items():
-        for held_out in (False, True):
-            load_prompts(name, source, held_out)
+    check_prompts(config)
     saved = load_checkpoint(folder)
     if saved is not None and not resume:
         raise ValueError(f"{folder} holds a run already: continue it with --resume, or choose another --output")
@@ -100,13 +98,24 @@ def check_shares(config: Config) -> None:
         )
 
 
+def check_prompts(config: Config) -> None:
+    """Raise ``ValueError`` for a source that cannot be read."""
+    for name, source in config.sources.items():
+        try:
+            for held_out in (False, True):
+                load_prompts(name, source, held_out)
+        except ValueError as error:
+            raise ValueError(f"{error}; to do without it, sources.{name}=null") from error
+
+
 def check_applies(base: Evaluation) -> None:
     """Raise ``ValueError`` for a reward that scored none of the held-out prompts."""
     unused = [name for name, row in zip(base.names, base.scores, strict=True) if row.isnan().all()]
     if unused:
         raise ValueError(
-            f"no held-out prompt carries {', '.join(unused)}: leave these rewards out, or add a source whose prompts "
-            "have the facts they need"
+            f"no held-out prompt carries {', '.join(unused)}: leave these rewards out "
+            f"({' '.join(f'rewards.{name}=null' for name in unused)}), or add a source whose prompts have the facts "
+            "they need"
         )
 
 

@@ -31,7 +31,11 @@ def test_the_pretrained_models_scores_are_logged_and_a_finished_runs_only_once(t
 @pytest.mark.parametrize(
     ("option", "kind", "message"),
     [
-        ("sources.text.path=nowhere", ValueError, "there is no file or folder nowhere"),
+        (
+            "sources.text.path=nowhere",
+            ValueError,
+            r"there is no file or folder nowhere.*; to do without it, sources\.text=null",
+        ),
         ("log.wandb=project", ImportError, "Weights & Biases is not installed"),
     ],
 )

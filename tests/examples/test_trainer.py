@@ -429,7 +429,9 @@ def test_samples_that_cannot_be_shared_out_are_refused(monkeypatch: pytest.Monke
 
 def test_a_reward_that_never_applies_is_refused() -> None:
     scores = torch.tensor([[1.0, 2.0], [torch.nan, torch.nan]])
-    with pytest.raises(ValueError, match="no held-out prompt carries ocr: leave"):
+    with pytest.raises(
+        ValueError, match=r"no held-out prompt carries ocr: leave these rewards out \(rewards\.ocr=null\)"
+    ):
         check_applies(Evaluation(("clean", "ocr"), [Prompt("a"), Prompt("b")], scores, {}))
 
 
