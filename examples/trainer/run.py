@@ -14,8 +14,9 @@ from prompts.sources import load_prompts
 from rewards.scorer import Scorer
 
 from . import checkpoint, ranks
+from .base_evaluation import pretrained
 from .config import Config
-from .evaluation import Evaluation, evaluate
+from .evaluation import Evaluation
 from .film import pictures
 from .forecast import forecast
 from .grids import save_grid
@@ -38,8 +39,8 @@ def train(config: Config, folder: Path, resume: bool, device: str, base: Evaluat
     """Run ``config`` to its end; under ``resume`` continue what is found in ``folder``.
 
     ``base``: the pretrained model's evaluation, if another run has made it. The folder gets config.yaml,
-    checkpoint.pt, metrics.jsonl, grids/, the LoRA of the averaged weights in lora/ and that of the best composite
-    z-score in best/.
+    checkpoint.pt, base.pt (that evaluation), metrics.jsonl, grids/, the LoRA of the averaged weights in lora/ and that
+    of the best composite z-score in best/.
 
     Raises ``ValueError`` where a run is found without ``resume``, or one of other settings, or not by all ranks, where
     the samples cannot be shared out, for prompts that cannot be read and for a reward that applies nowhere;
@@ -55,11 +56,10 @@ def train(config: Config, folder: Path, resume: bool, device: str, base: Evaluat
     with Scorer(config.rewards) as scorer:
         backbone = load_backbone(config.model, device)
         trainer = Trainer(config, backbone, scorer)
-        if base is None:
-            base = evaluate(backbone, trainer.adapters, None, scorer, trainer.test_prompts, config)
         if saved is not None:
             trainer.load_state_dict(saved)
-        else:
+        base = pretrained(trainer, folder, saved is not None, base)
+        if saved is None:
             trainer.record(base)
         check_applies(base)
         expected = forecast(trainer)
