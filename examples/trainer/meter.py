@@ -52,10 +52,11 @@ class Meter:
     def read(self, rewards: Sequence[str]) -> dict[str, float]:
         """The means since the last call, over all ranks, which must all call it; ``rewards`` names the K losses.
 
-        ``loss/NAME``: per optimizer step that has samples of the reward, NaN if none had. ``loss/sum``: per step, if
-        the method sums. ``kl``: mean (v − v_ref)² over the samples for which the reference was computed, if there are
-        any. ``grad_norm``, and ``clipped``, the share of the steps that it was clipped in: over the steps whose norm is
-        known, if there are any (``optimizer_step.take_step``).
+        ``loss/NAME``: per optimizer step that has samples of the reward, NaN if none had; without DiffusionNFT's anchor
+        where that is shared. ``loss/sum``: per step, if the method sums. ``kl``: mean (v − v_ref)² over the samples for
+        which the reference was computed, if there are any; CRD's reference is the guided one. ``grad_norm``, and
+        ``clipped``, the share of the steps that it was clipped in: over the steps whose norm is known, if there are any
+        (``optimizer_step.take_step``).
         """
         own, self._sums = self._sums, {}
         columns = [_on_host(own.get(name, 0.0)) for name in ("sum", "kl", "kl samples")]

@@ -1,7 +1,6 @@
 """One optimizer step, and the norm that its gradient had before it was clipped."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,8 +38,8 @@ def _step(optimizer: marble_opt.Marble, scaler: "torch.amp.GradScaler | None") -
     scaler.update()
 
 
-def _clips_itself(optimizer: marble_opt.Marble, scaler: Any) -> bool:
-    """Whether ``.grad`` will not hold the whole combined gradient of this rank's model."""
+def _clips_itself(optimizer: marble_opt.Marble, scaler: "torch.amp.GradScaler | None") -> bool:
+    """Whether Marble is to clip: where ``.grad`` will not hold the whole combined gradient."""
     fused = optimizer.fused and not optimizer.track_step and scaler is None
     return fused or any(hasattr(p, "placements") for group in optimizer.param_groups for p in group["params"])
 
