@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from trainer_cases import adapter_weights, small_config, small_trainer
 
 import marble_opt
@@ -24,7 +23,6 @@ from trainer.rollout import Rollout, gdpo_advantages, roll_out, summed_advantage
 from trainer.run import Run, check_applies, check_shares
 from trainer.step_batch import StepBatch, micro_steps, training_times
 from trainer.table import table, worst_cosine
-from trainer.trainer import Trainer
 
 ONES = torch.ones(2)
 
@@ -42,46 +40,6 @@ def test_every_method_moves_the_trained_adapter_and_measures_all_rewards(method:
     assert all(numbers[f"loss/{name}"] > 0 for name in trainer.config.rewards if numbers[f"active/{name}"])
 
 
-def test_an_epoch_tells_losses_distance_and_gradient_norms_of_its_steps() -> None:
-    """Two steps of two micro-batches, away from the reference, none with a text; in the second epoch all clipped."""
-    options = ("method=losses", "optimizer.steps_per_epoch=2", "optimizer.lr=1e-3", "rollout.images=2")
-    trainer = without_texts("optimizer.micro_batch=2", *options)
-    with torch.no_grad():
-        for weight in trainer.adapters.parameters("default").values():
-            weight.add_(0.1)
-    given: list[tuple[Tensor, Tensor]] = []
-    norms: list[Tensor] = []
-    own, base_step = trainer.algorithm.loss, trainer.optimizer.base.step
-
-    def spy(noised, micro, batch, wants_shared):
-        losses, shared = own(noised, micro, batch, wants_shared)
-        given.append((losses.losses().detach(), shared.detach() - losses.combined(batch.shares).detach()))
-        return losses, shared
-
-    def step():
-        norms.append(torch.cat([w.grad.flatten() for w in trainer.adapters.parameters("default").values()]).norm())
-        base_step()
-
-    trainer.algorithm.loss, trainer.optimizer.base.step = spy, step  # type: ignore[method-assign]
-    numbers = trainer.train_epoch()
-    losses, distances = (torch.stack(column) for column in zip(*given, strict=True))
-    assert len(losses) == 4
-    assert math.isnan(numbers.pop("loss/reading"))
-    names = list(trainer.config.rewards)[1:]
-    assert [numbers[f"loss/{name}"] for name in names] == pytest.approx((losses.sum(0) / 2)[1:].tolist(), rel=1e-5)
-    weights = trainer.weights[1:] / trainer.weights[1:].sum()
-    assert numbers["loss/sum"] == pytest.approx((losses[:, 1:] @ weights).sum().item() / 2, rel=1e-5)
-    assert numbers["kl"] == pytest.approx(distances.sum().item() / 2 / trainer.config.loss.kl, rel=1e-5)
-    assert numbers["kl"] > 0
-    assert numbers["grad_norm"] == pytest.approx(sum(norms).item() / 2, rel=1e-5)
-    assert (numbers["clipped"], numbers["lr"]) == (0, 1e-3)
-    trainer.optimizer.max_grad_norm = 1e-5
-    numbers = trainer.train_epoch()
-    assert [norm.item() for norm in norms[2:]] == pytest.approx([1e-5, 1e-5], rel=0.1)
-    assert numbers["grad_norm"] > 1e-4
-    assert numbers["clipped"] == 1
-
-
 def test_another_balancer_is_found_by_its_import_path() -> None:
     """MGDA of unit gradients is what Marble solves; of raw gradients it is something else."""
     runs = {}
@@ -93,53 +51,6 @@ def test_another_balancer_is_found_by_its_import_path() -> None:
         runs[name] = trainer.optimizer.report.coefficients
     torch.testing.assert_close(runs["own"], runs["mgda"], rtol=1e-4, atol=1e-6)
     assert not torch.allclose(runs["own"], runs["raw"], rtol=1e-2)
-
-
-def without_texts(*overrides: str) -> Trainer:
-    """A trainer whose steps are as long as their gradients, none of whose samples the reward "reading" applies to."""
-    options = ("optimizer.lr=1", "optimizer.max_grad_norm=1e9", "optimizer.micro_batch=6", "rollout.prompts=4")
-    trainer = small_trainer(*options, *overrides)
-    trainer.train_prompts["text"] = trainer.train_prompts["composition"]
-    return trainer
-
-
-def test_own_losses_take_the_step_of_their_mean_in_one_backward() -> None:
-    """Against a gradient per reward and the balancer that gives each of the present ones the same share."""
-    mean = ("balance.balancer=benchmarks.comparison.balancers:mean", "balance.normalize=false")
-    summed, balanced = (
-        without_texts("rewards.composition.weight=1", *options) for options in (("method=losses",), mean)
-    )
-    start = adapter_weights(summed)
-    for trainer in (summed, balanced):
-        numbers = trainer.train_epoch()
-        assert numbers["active/reading"] == 0
-    for before, a, b in zip(start, adapter_weights(summed), adapter_weights(balanced), strict=True):
-        torch.testing.assert_close(a - before, b - before, rtol=1e-4, atol=1e-7)
-
-
-@pytest.mark.parametrize("algorithm", ["nft", "crd"])
-def test_own_losses_have_their_weights_among_the_rewards_that_have_samples(algorithm: str) -> None:
-    """Over several micro-batches that hold unequal numbers of each reward's samples, against autograd by hand."""
-    none = ("loss.kl=0", "crd.anchor.adaptive=constant", "crd.anchor.weight=0")
-    trainer = without_texts("method=losses", f"algorithm={algorithm}", "rewards.colour.weight=4", *none)
-    weights = list(trainer.adapters.parameters("default").values())
-    shares = {"composition": 2 / 8, "colour": 4 / 8, "contrast": 1 / 8, "clean": 1 / 8}
-    expected, own = [torch.zeros_like(weight) for weight in weights], trainer.algorithm.loss
-
-    def spy(*arguments):
-        losses, shared = own(*arguments)
-        for name, loss in zip(trainer.config.rewards, losses.losses(), strict=True):
-            if name in shares:
-                for total, grad in zip(expected, torch.autograd.grad(loss, weights, retain_graph=True), strict=True):
-                    total.add_(grad, alpha=shares[name])
-        return losses, shared
-
-    trainer.algorithm.loss = spy  # type: ignore[method-assign]
-    before = [weight.detach().clone() for weight in weights]
-    trainer.train_epoch()
-    assert max(total.abs().max() for total in expected) > 1e-4
-    for start, weight, step in zip(before, weights, expected, strict=True):
-        torch.testing.assert_close(start - weight, step, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(
