@@ -20,7 +20,9 @@ import torch
 
 from backbones.load import SHIPPED
 from trainer import ranks
-from trainer.config import ALGORITHMS, METHODS, PRESETS, load_config
+from trainer.config import ALGORITHMS, METHODS, load_config
+from trainer.config_files import PRESETS
+from trainer.errors import is_for_the_user
 from trainer.own_presets import own_preset
 from trainer.rows import write_rows
 from trainer.run import Run, train
@@ -47,6 +49,8 @@ def main() -> None:
             base = runs[0].base if runs else None
             runs.append(train(config, folder, arguments.resume, str(device), base))
     except (ValueError, ImportError, ConnectionError) as error:
+        if not is_for_the_user(error):
+            raise
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit(f"\nstopped; finished epochs are in {arguments.output}: add --resume to continue") from None

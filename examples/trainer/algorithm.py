@@ -1,10 +1,11 @@
 """What distinguishes one way of post-training from another, beside the loop that they share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 import marble_opt
@@ -12,6 +13,7 @@ from backbones.interface import Backbone, Conditioning
 
 from .adapters import Adapters
 from .config import Config
+from .meter import Meter
 from .rollout import Rollout
 from .step_batch import MicroBatch, StepBatch
 
@@ -33,12 +35,14 @@ class Algorithm(Protocol):
 
     ``adapters`` are the names of its LoRA states, the trained one first; ``rollout`` is the one that rolls out.
     ``backbone`` is the model as it is to be called; ``options`` replace those that Marble would get from the config.
+    ``meter`` is told what :meth:`loss` sums, and how far it is from the reference.
     Classes inherit from this one, and with it an algorithm without options and without a state of its own.
     """
 
     adapters: tuple[str, ...]
     rollout: str
     backbone: Backbone
+    meter: Meter
     options: Mapping[str, Any] = MappingProxyType({})
 
     def batches(self, rollout: Rollout, times: Tensor, epoch: int, weights: Tensor) -> list[StepBatch]:
@@ -61,6 +65,27 @@ class Algorithm(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned."""
+
+
+def summed_loss(
+    losses: marble_opt.SeparableLoss,
+    micro: MicroBatch,
+    batch: StepBatch,
+    meter: Meter,
+    loss_of: Callable[[Tensor, Tensor], marble_opt.SeparableLoss],
+) -> Tensor | None:
+    """What a method that sums trains on, a scalar; ``None`` for a method that balances.
+
+    ``losses`` are the rewards' own; ``loss_of`` makes a loss of advantages [1, b] and a count [1]. ``meter`` is told.
+    """
+    if batch.shares is not None:
+        summed = losses.combined(batch.shares)
+    elif micro.mixed is not None:
+        summed = loss_of(micro.mixed, torch.tensor([batch.samples])).losses().sum()
+    else:
+        return None
+    meter.summed(summed)
+    return summed
 
 
 def make_algorithm(config: Config, backbone: Backbone) -> tuple[Algorithm, Adapters]:

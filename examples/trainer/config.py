@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,7 +13,9 @@ from backbones.solvers import SOLVERS
 from prompts.sources import SourceSettings
 from rewards.registry import FACTORIES, RewardSettings
 
+from .config_files import merged, read
 from .crd_settings import CrdSettings
+from .differences import differences
 from .settings import (
     BalanceSettings,
     EvaluationSettings,
@@ -29,13 +30,8 @@ from .settings import (
 )
 
 ALGORITHMS = ("nft", "crd", "slider")
-METHODS = ("sum", "gdpo", "equal", "marble")
+METHODS = ("sum", "gdpo", "losses", "equal", "marble")
 PARALLEL = ("ddp", "fsdp2")
-PRESETS = Path(__file__).parents[1] / "presets"
-# What a resumed run may change: how long it is, what it shows, and where and in what portions it computes.
-_FREE = ("epochs", "parallel", "log.", "evaluation.", "rollout.batch", "optimizer.micro_batch")
-_FREE_OF_MODEL = ("model.checkpointing", "model.prompt_cache", "model.offload_text_encoders", "model.decode_batch")
-_FREE_OF_REWARD = ("url", "device", "batch_size")
 
 
 @dataclass
@@ -44,9 +40,11 @@ class Config:
 
     ``algorithm``: ``nft`` is DiffusionNFT, ``crd`` Centered Reward Distillation, ``slider`` ParetoSlider (see
     ``SliderSettings``). ``method``: ``sum`` adds the raw rewards, ``gdpo`` z-scores each reward per prompt and adds
-    (arXiv 2601.05242), ``equal`` gives each reward's unit gradient a fixed weight, ``marble`` the min-norm weights. A
-    reward's ``weight`` multiplies it in ``sum``, its z-score in ``gdpo``; it is the fixed α of ``equal`` and the prior
-    of ``marble``. A reward of weight 0 is not trained: it is scored and evaluated only.
+    (arXiv 2601.05242), ``losses`` takes the weighted mean of the rewards' own losses, each a mean over the samples that
+    its reward applies to, ``equal`` gives each reward's unit gradient a fixed weight, ``marble`` the min-norm weights.
+    A reward's ``weight`` multiplies it in ``sum``, its z-score in ``gdpo``, its loss in ``losses``, where those without
+    samples in a step are left out of the mean; it is the fixed α of ``equal`` and the prior of ``marble``. A reward of
+    weight 0 is not trained: it is scored and evaluated only.
     ``stages`` run one after the other and replace ``epochs``. ``parallel``: how several ranks share the work.
     """
 
@@ -82,6 +80,11 @@ class Config:
         require(
             self.loss.timesteps <= self.rollout.steps,
             f"loss.timesteps ({self.loss.timesteps}) are drawn from the {self.rollout.steps} rollout.steps",
+        )
+        require(
+            self.optimizer.warmup < self.total_steps,
+            f"optimizer.warmup ({self.optimizer.warmup}) must be below the run's {self.total_steps} optimizer steps, "
+            "epochs x optimizer.steps_per_epoch",
         )
         if self.algorithm == "crd":
             self._check_groups()
@@ -155,7 +158,7 @@ class Config:
         require(
             self.method in ("gdpo", "marble"),
             "a slider takes method gdpo (scalarised with ω) or marble (a min-norm problem per bucket of ω), got "
-            f"{self.method!r}",
+            f"{self.method!r}, which gives every sample the same weights",
         )
         require(
             prompts % slots == 0,
@@ -176,12 +179,17 @@ class Config:
     @property
     def summed(self) -> bool:
         """Whether the rewards are summed, their gradients only measured."""
-        return self.method in ("sum", "gdpo")
+        return self.method in ("sum", "gdpo", "losses")
 
     @property
     def total_epochs(self) -> int:
         """The epochs of the run, over all stages."""
         return sum(stage.epochs for stage in self.stages) or self.epochs
+
+    @property
+    def total_steps(self) -> int:
+        """The optimizer steps of the run."""
+        return self.total_epochs * self.optimizer.steps_per_epoch
 
     def stage(self, epoch: int) -> Stage:
         """The stage that ``epoch`` belongs to; without stages, one of all rewards."""
@@ -199,45 +207,33 @@ class Config:
         """Raise ``ValueError`` if a run with the settings ``saved`` cannot continue with these.
 
         Its length, what it shows, and where and in what portions it computes may change: that changes its numbers by
-        rounding at most (with ``probe``, other samples are the first ones of a step).
+        rounding at most (with ``probe``, other samples are the first ones of a step). A setting that ``saved`` does not
+        have yet counts as its default.
         """
-        own, old = flat(self.as_dict()), flat(saved)
-        rewards = tuple(f"rewards.{name}.{setting}" for name in self.rewards for setting in _FREE_OF_REWARD)
-        free = (*_FREE, *_FREE_OF_MODEL, *rewards)
-        changed = [
-            f"{key}: saved {old.get(key)!r}, now {own.get(key)!r}"
-            for key in sorted({*own, *old})
-            if own.get(key) != old.get(key) and not key.startswith(free)
-        ]
+        changed = differences(self.as_dict(), _completed(saved))
         require(not changed, f"the checkpoint belongs to a run with other settings ({'; '.join(changed)})")
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """The config ``name``, a preset or the path of a YAML file, with overrides "section.key=value".
 
-    A file may start from another one with ``base: name``. Raises ``ValueError`` for an unknown file, key or value.
+    A file may start from another one with ``base: name``; a reward or source that is null in a file or override is left
+    out of what that brings. Raises ``ValueError`` for an unknown file, key or value.
     """
     try:
-        given = OmegaConf.merge(read(name), OmegaConf.from_dotlist(list(overrides)))
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), given))  # type: ignore[return-value]
+        return _to_config(merged(read(name), OmegaConf.from_dotlist(list(overrides))))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ValueError(f"{name}: {error}") from error
 
 
-def read(name: str) -> DictConfig:
-    """A preset or a YAML file, on top of the one it names as ``base``."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
-        raise ValueError(f"no config {name!r}: give the path of a YAML file or one of the presets {known}")
-    loaded = OmegaConf.load(path)
-    base = loaded.pop("base", None)
-    return loaded if base is None else OmegaConf.merge(read(base), loaded)
+def _to_config(given: DictConfig | dict[str, Any]) -> Config:
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), given))  # type: ignore[return-value]
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names."""
-    values: dict[str, Any] = {}
-    for key, value in settings.items():
-        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
-    return values
+def _completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the defaults of those that did not exist when they were saved."""
+    try:
+        return _to_config(saved).as_dict()
+    except (OmegaConfBaseException, ValueError):
+        # They hold what is no setting any more, or no value of one: as they are, a comparison names it.
+        return saved

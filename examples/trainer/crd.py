@@ -11,9 +11,10 @@ from marble_opt.losses import adaptive_strength, guided_velocity, kl_anchor
 
 from . import ranks
 from .adapters import Adapters
-from .algorithm import Algorithm, Noised
+from .algorithm import Algorithm, Noised, summed_loss
 from .config import Config
 from .decay import decay_at
+from .meter import Meter
 from .rollout import Rollout
 from .settings import require
 from .step_batch import MicroBatch, StepBatch, training_times
@@ -40,7 +41,7 @@ class CenteredRewardDistillation(Algorithm):
     rollout = "sampling"
 
     def __init__(self, config: Config, backbone: Backbone, adapters: Adapters) -> None:
-        self.config, self.backbone, self.states = config, backbone, adapters
+        self.config, self.backbone, self.states, self.meter = config, backbone, adapters, Meter()
         check_groups(config.rollout.prompts, config.optimizer.steps_per_epoch, ranks.ranks())
 
     def batches(self, rollout: Rollout, times: Tensor, epoch: int, weights: Tensor) -> list[StepBatch]:
@@ -95,14 +96,16 @@ class CenteredRewardDistillation(Algorithm):
 
         shared = None
         if reference is not None:
+            self.meter.distance(prediction, reference)
             strength = anchor_strength(config, micro)
             if isinstance(strength, Tensor):
                 strength = strength.to(prediction)
             shared = kl_anchor(prediction, reference, strength=strength, samples=batch.samples)
-        if micro.mixed is not None:
-            summed = regression(micro.mixed, torch.tensor([batch.samples])).losses().sum()
+        losses = regression(micro.advantages, batch.counts)
+        summed = summed_loss(losses, micro, batch, self.meter, regression)
+        if summed is not None:
             shared = summed if shared is None else shared + summed
-        return regression(micro.advantages, batch.counts), shared
+        return losses, shared
 
     def _reference(self, noised: Noised) -> Tensor:
         """The pretrained model's velocity v(∅) + s (v(c) − v(∅)); one forward of twice the batch."""

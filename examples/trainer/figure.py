@@ -16,7 +16,7 @@ from .film import pictures
 from .run import Run
 from .table import BASE, worst_cosine
 
-_COLOURS = {"sum": "#d95f02", "gdpo": "#7570b3", "equal": "#666666", "marble": "#1b9e77"}
+_COLOURS = {"sum": "#d95f02", "gdpo": "#7570b3", "losses": "#1f78b4", "equal": "#666666", "marble": "#1b9e77"}
 _REWARD_COLOURS = plt.colormaps["tab10"].colors
 _SHOWN = 9
 

@@ -1,15 +1,15 @@
 """DiffusionNFT (arXiv 2509.16117) with one loss per reward, balanced or summed."""
 
-import torch
 from torch import Tensor
 
 import marble_opt
 from backbones.interface import Backbone
 
 from .adapters import Adapters
-from .algorithm import Algorithm, Noised
+from .algorithm import Algorithm, Noised, summed_loss
 from .config import Config
 from .decay import decay_at
+from .meter import Meter
 from .rollout import Rollout
 from .step_batch import MicroBatch, StepBatch
 
@@ -21,7 +21,7 @@ class DiffusionNFT(Algorithm):
     rollout = "old"
 
     def __init__(self, config: Config, backbone: Backbone, adapters: Adapters) -> None:
-        self.config, self.backbone, self.states = config, backbone, adapters
+        self.config, self.backbone, self.states, self.meter = config, backbone, adapters, Meter()
 
     def batches(self, rollout: Rollout, times: Tensor, epoch: int, weights: Tensor) -> list[StepBatch]:
         """Equal shares of every prompt's images."""
@@ -59,11 +59,13 @@ class DiffusionNFT(Algorithm):
 
         shared = None
         if reference is not None:
+            self.meter.distance(prediction, reference)
             shared = config.kl * (prediction - reference).square().flatten(1).mean(1).sum() / batch.samples
-        if micro.mixed is not None:
-            summed = contrast(micro.mixed, torch.tensor([batch.samples])).losses().sum()
+        losses = contrast(micro.advantages, batch.counts)
+        summed = summed_loss(losses, micro, batch, self.meter, contrast)
+        if summed is not None:
             shared = summed if shared is None else shared + summed
-        return contrast(micro.advantages, batch.counts), shared
+        return losses, shared
 
     def follow(self, step: int) -> None:
         """old ← η old + (1 − η) θ."""

@@ -13,7 +13,7 @@ import torch
 
 import marble_opt
 
-from .config import flat
+from .differences import flat
 from .run import Run
 from .table import BASE, conflict_share
 

@@ -14,8 +14,9 @@ from prompts.sources import load_prompts
 from rewards.scorer import Scorer
 
 from . import checkpoint, ranks
+from .base_evaluation import pretrained
 from .config import Config
-from .evaluation import Evaluation, evaluate
+from .evaluation import Evaluation
 from .film import pictures
 from .forecast import forecast
 from .grids import save_grid
@@ -38,8 +39,8 @@ def train(config: Config, folder: Path, resume: bool, device: str, base: Evaluat
     """Run ``config`` to its end; under ``resume`` continue what is found in ``folder``.
 
     ``base``: the pretrained model's evaluation, if another run has made it. The folder gets config.yaml,
-    checkpoint.pt, metrics.jsonl, grids/, the LoRA of the averaged weights in lora/ and that of the best composite
-    z-score in best/.
+    checkpoint.pt, base.pt (that evaluation), metrics.jsonl, grids/, the LoRA of the averaged weights in lora/ and that
+    of the best composite z-score in best/.
 
     Raises ``ValueError`` where a run is found without ``resume``, or one of other settings, or not by all ranks, where
     the samples cannot be shared out, for prompts that cannot be read and for a reward that applies nowhere;
@@ -48,20 +49,17 @@ def train(config: Config, folder: Path, resume: bool, device: str, base: Evaluat
     check_shares(config)
     check_installed(config.log.tensorboard, config.log.wandb)
     # Loading a model takes minutes: what is wrong with the prompts is said before.
-    for name, source in config.sources.items():
-        for held_out in (False, True):
-            load_prompts(name, source, held_out)
+    check_prompts(config)
     saved = load_checkpoint(folder)
     if saved is not None and not resume:
         raise ValueError(f"{folder} holds a run already: continue it with --resume, or choose another --output")
     with Scorer(config.rewards) as scorer:
         backbone = load_backbone(config.model, device)
         trainer = Trainer(config, backbone, scorer)
-        if base is None:
-            base = evaluate(backbone, trainer.adapters, None, scorer, trainer.test_prompts, config)
         if saved is not None:
             trainer.load_state_dict(saved)
-        else:
+        base = pretrained(trainer, folder, saved is not None, base)
+        if saved is None:
             trainer.record(base)
         check_applies(base)
         expected = forecast(trainer)
@@ -100,13 +98,24 @@ def check_shares(config: Config) -> None:
         )
 
 
+def check_prompts(config: Config) -> None:
+    """Raise ``ValueError`` for a source that cannot be read."""
+    for name, source in config.sources.items():
+        try:
+            for held_out in (False, True):
+                load_prompts(name, source, held_out)
+        except ValueError as error:
+            raise ValueError(f"{error}; to do without it, sources.{name}=null") from error
+
+
 def check_applies(base: Evaluation) -> None:
     """Raise ``ValueError`` for a reward that scored none of the held-out prompts."""
     unused = [name for name, row in zip(base.names, base.scores, strict=True) if row.isnan().all()]
     if unused:
         raise ValueError(
-            f"no held-out prompt carries {', '.join(unused)}: leave these rewards out, or add a source whose prompts "
-            "have the facts they need"
+            f"no held-out prompt carries {', '.join(unused)}: leave these rewards out "
+            f"({' '.join(f'rewards.{name}=null' for name in unused)}), or add a source whose prompts have the facts "
+            "they need"
         )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from .decay import check_schedule
+from .learning_rate import SCHEDULES
 
 OPTIMIZERS = ("sgd", "adamw")
 SCALARISATIONS = ("linear", "tchebycheff")
@@ -77,7 +78,9 @@ class OptimizerSettings:
     """``name``: "sgd" with momentum 0.9, whose step follows the combined gradient, or "adamw", whose step is another
     vector. ``max_grad_norm`` clips the combined gradient. ``steps_per_epoch`` optimizer steps share out the images of
     every prompt (CRD: the prompts, each with all of its images); a step accumulates micro-batches of ``micro_batch``
-    samples (0: all of a rank's; CRD: as many whole prompts as fit)."""
+    samples (0: all of a rank's; CRD: as many whole prompts as fit). ``lr`` is raised from 0 over ``warmup`` optimizer
+    steps; then ``schedule`` keeps it ("constant") or lowers it to 0 at the run's end ("linear", "cosine"): its length
+    follows ``epochs``, and in a run that is resumed with more of them the rate is that of the longer run from there."""
 
     name: str = "sgd"
     lr: float = 0.75
@@ -85,8 +88,12 @@ class OptimizerSettings:
     max_grad_norm: float = 0.02
     steps_per_epoch: int = 1
     micro_batch: int = 0
+    schedule: str = "constant"
+    warmup: int = 0
 
     def __post_init__(self) -> None:
+        require(self.schedule in SCHEDULES, f"optimizer.schedule is one of {SCHEDULES}, got {self.schedule!r}")
+        require(self.warmup >= 0, f"optimizer.warmup must not be negative, got {self.warmup}")
         require(self.name in OPTIMIZERS, f"optimizer.name must be one of {OPTIMIZERS}, got {self.name!r}")
         require(self.lr > 0 and self.max_grad_norm > 0, "optimizer.lr and optimizer.max_grad_norm must be positive")
         require(
@@ -96,8 +103,8 @@ class OptimizerSettings:
 
 @dataclass
 class BalanceSettings:
-    """Options of ``marble_opt.Marble`` by the same names; ``probe`` 0 and ``guard`` "" are off. With the methods "sum"
-    and "gdpo" the rewards' gradients are only measured, on every ``refresh_every``-th step; ``probe`` and
+    """Options of ``marble_opt.Marble`` by the same names; ``probe`` 0 and ``guard`` "" are off. With the methods "sum",
+    "gdpo" and "losses" the rewards' gradients are only measured, on every ``refresh_every``-th step; ``probe`` and
     ``shared_every`` have no effect then, since the sum itself is a shared term."""
 
     refresh_every: int = 1

@@ -117,7 +117,7 @@ class BucketedBatch(StepBatch):
         micro_batches = [
             replace(micro, advantages=rows[:, micro.index + rollout.mine.start]) for micro in batch.micro_batches
         ]
-        return cls(micro_batches, (~rows[:, takes].isnan()).sum(1) * times, batch.samples, omega)
+        return cls(micro_batches, (~rows[:, takes].isnan()).sum(1) * times, batch.samples, batch.shares, omega)
 
 
 def _optimizer(adapters: PreferenceAdapters, config: Config) -> torch.optim.Optimizer:

@@ -32,12 +32,14 @@ class StepBatch:
     """The samples of one optimizer step.
 
     ``counts`` [K]: n_k, the samples to which reward k applies, and ``samples``: all, over all ranks and times. The
-    training times of a sample are drawn without repetition from those of the rollout.
+    training times of a sample are drawn without repetition from those of the rollout. ``shares`` [K]: of the rewards'
+    own losses in the sum that method "losses" trains on, ``None`` for other methods.
     """
 
     micro_batches: list[MicroBatch]
     counts: Tensor
     samples: int
+    shares: Tensor | None
 
     @classmethod
     def of(cls, rollout: Rollout, part: int, times: Tensor, epoch: int, weights: Tensor, config: Config) -> "StepBatch":
@@ -71,7 +73,17 @@ class StepBatch:
                     )
                 )
         samples = int(takes.sum()) * len(times)
-        return cls(batches, (~values[:, takes].isnan()).sum(1) * len(times), samples)
+        counts = (~values[:, takes].isnan()).sum(1) * len(times)
+        return cls(batches, counts, samples, shares_of(weights, counts) if config.method == "losses" else None)
+
+
+def shares_of(weights: Tensor, counts: Tensor) -> Tensor:
+    """w_k / Σ w [K] over the rewards that have samples in the step, by ``counts`` [K]; 0 for the others.
+
+    Counts are those of the whole step, so all micro-batches and ranks divide by the same number.
+    """
+    present = torch.where(counts > 0, weights, 0.0)
+    return present / torch.where(present.any(), present.sum(), 1.0)
 
 
 def _micro_batches(rollout: Rollout, own: Tensor, size: int) -> list[Tensor]:

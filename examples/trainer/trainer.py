@@ -1,5 +1,6 @@
 """The training loop: rollouts, scores, balanced optimizer steps on them; then the rollout policy follows."""
 
+import math
 from dataclasses import replace
 from time import perf_counter
 
@@ -17,7 +18,9 @@ from .algorithm import Noised, make_algorithm
 from .buckets import check_shapes
 from .config import Config
 from .evaluation import Evaluation, composite, evaluate
+from .learning_rate import LearningRate
 from .optimizer import make_optimizer
+from .optimizer_step import take_step
 from .preference_groups import grouped
 from .rollout import Rollout, roll_out
 from .sharding import Sharding
@@ -53,6 +56,8 @@ class Trainer:
         own = config.rollout.prompts * config.rollout.images // ranks.ranks()
         steps = micro_steps(config, own)
         self.optimizer = make_optimizer(config, trained, backbone.transformer, steps, self.algorithm.options)
+        settings = config.optimizer
+        self.rate = LearningRate(self.optimizer, settings.schedule, settings.warmup, config.total_steps)
         scaled = config.model.precision == "fp16"
         self.scaler = torch.amp.GradScaler(backbone.device.type) if scaled else None
         self.seconds: dict[str, float] = {}
@@ -87,14 +92,15 @@ class Trainer:
         return self.history[-1]
 
     def _optimizer_step(self, rollout: Rollout, batch: StepBatch) -> None:
+        meter, limit = self.algorithm.meter, self.optimizer.max_grad_norm
+        meter.step(batch.counts)
         for micro_batch in batch.micro_batches:
             self._micro_step(rollout, micro_batch, batch)
-        if self.scaler is None:
-            self.optimizer.step()
-        else:
-            self.optimizer.balance()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+        probed = bool(self.config.balance.probe) and not self.config.summed
+        self.rate.set(self.optimizer, self.step)
+        norm = take_step(self.optimizer, self.scaler, probed)
+        if norm is not None:
+            meter.norm(norm, math.inf if limit is None else limit)
         # An epoch shows its last step with rows of its own, which under ``refresh_every`` may be any of its steps.
         report = self.optimizer.report
         if report is not None and (report.refreshed or self._shown is None or not self._shown.refreshed):
@@ -111,6 +117,7 @@ class Trainer:
         x_t = (1 - time) * x_0 + time * epsilon
         noised = Noised(x_0, x_t, epsilon, t, conditions)
         losses, shared = self.algorithm.loss(noised, micro, batch, self.optimizer.wants_shared)
+        self.algorithm.meter.losses(losses)
         self.optimizer.backward(losses, shared=shared, scaler=self.scaler)
 
     def evaluate(self) -> Evaluation:
@@ -131,6 +138,8 @@ class Trainer:
     def _numbers(self, rollout: Rollout) -> dict[str, float]:
         means = rollout.scores.nanmean(1).tolist()
         numbers = {f"train/{name}": value for name, value in zip(self.config.rewards, means, strict=True)}
+        numbers |= self.algorithm.meter.read(self.optimizer.rewards)
+        numbers["lr"] = float(self.optimizer.param_groups[0]["lr"])
         counters = {"step": float(self.step), "epoch": float(self.epoch)}
         shown, last = self._shown, self.optimizer.report
         if shown is None or last is None:

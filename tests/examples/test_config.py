@@ -7,7 +7,8 @@ from trainer_cases import small_config
 
 from prompts.sources import load_prompts
 from train import parse
-from trainer.config import PRESETS, load_config
+from trainer.config import load_config
+from trainer.config_files import PRESETS
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
@@ -72,6 +73,9 @@ def test_a_file_starts_from_a_preset_and_overrides_come_last(tmp_path: Path) -> 
         ("optimizer.learning_rate=1", "learning_rate"),
         ("optimizer.lr=0", "must be positive"),
         ("optimizer.name=adam", "optimizer.name must be one of"),
+        ("optimizer.schedule=step", "optimizer.schedule is one of"),
+        ("optimizer.warmup=-1", "optimizer.warmup must not be negative"),
+        ("optimizer.warmup=3", r"optimizer\.warmup \(3\) must be below the run's 3 optimizer steps"),
         ("optimizer.steps_per_epoch=2", r"must divide rollout.images \(3\)"),
         ("rollout.images=1", "at least 2"),
         ("rollout.solver=heun", "rollout.solver is one of"),
@@ -114,6 +118,39 @@ def test_a_resumed_run_may_compute_elsewhere_and_in_other_portions() -> None:
     config.check_same(small_config("rollout.batch=2", "model.decode_batch=1").as_dict())
     with pytest.raises(ValueError, match=r"other settings \(rewards.clean.scale: saved 2.0, now 1.0\)"):
         config.check_same(small_config("rewards.clean.scale=2").as_dict())
+
+
+def test_a_setting_that_a_saved_run_does_not_know_yet_counts_as_its_default() -> None:
+    saved = small_config().as_dict()
+    del saved["optimizer"]["warmup"], saved["slider"], saved["loss"]["std"], saved["rewards"]["clean"]["prefix"]
+    small_config().check_same(saved)
+    with pytest.raises(ValueError, match=r"other settings \(optimizer\.warmup: saved 0, now 1\)"):
+        small_config("optimizer.warmup=1").check_same(saved)
+    with pytest.raises(ValueError, match=r"\(optimizer\.gone: saved 3, now None\)"):
+        small_config().check_same(
+            small_config().as_dict() | {"optimizer": saved["optimizer"] | {"gone": 3, "warmup": 0}}
+        )
+
+
+def test_null_takes_away_what_a_preset_or_base_brings(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("base: tiny\nsources: {text: null}\nrewards: {reading: null, clean: {weight: 2}}\n")
+    config = load_config(str(path), ["rewards.contrast=null", "rewards.colour.weight=3"])
+    assert list(config.sources) == ["general", "composition"]
+    weights = {name: reward.weight for name, reward in config.rewards.items()}
+    assert weights == {"composition": 2.0, "colour": 3.0, "clean": 2.0}
+    assert list(load_config("tiny").rewards) == ["reading", "composition", "colour", "contrast", "clean"]
+
+
+def test_a_null_that_takes_nothing_away_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"rewards\.raeding is null, .* has only reading, composition, colour"):
+        load_config("tiny", ["rewards.raeding=null"])
+    path = tmp_path / "own.yaml"
+    path.write_text("sources: {general: {path: 'tiny:general'}}\nrewards:\n  colour:\n")
+    with pytest.raises(ValueError, match=r"rewards\.colour is null, .* has only none; .* is written colour: \{\}"):
+        load_config(str(path))
+    with pytest.raises(ValueError, match="at least one of sources and of rewards"):
+        load_config("tiny", [f"sources.{name}=null" for name in ("general", "text", "composition")])
 
 
 def test_all_weights_zero_are_refused() -> None:

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from trainer_cases import small_config
 
-from trainer import run
+from trainer import base_evaluation, run
 from trainer.run import load_checkpoint, train
 
 
@@ -16,14 +17,23 @@ def heldout_steps(folder: Path) -> list[int]:
     return [row["step"] for row in rows if "heldout/clean" in row]
 
 
-def test_the_pretrained_models_scores_are_logged_and_a_finished_runs_only_once(tmp_path: Path) -> None:
-    config = small_config("epochs=1", "rollout.prompts=1")
+def test_the_pretrained_models_scores_are_made_and_logged_once_and_a_finished_runs_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, evaluate, made = small_config("epochs=1", "rollout.prompts=1"), base_evaluation.evaluate, []
+    monkeypatch.setattr(base_evaluation, "evaluate", lambda *given: made.append(given) or evaluate(*given))
+    bases = []
     for resume in (False, True):
         finished = train(config, tmp_path, resume, "cpu")
+        bases.append(finished.base)
         assert heldout_steps(tmp_path) == [0, 1]
+    assert len(made) == 1
+    assert bases[0].summary() == bases[1].summary()
+    assert all(torch.equal(image, bases[1].images[place]) for place, image in bases[0].images.items())
     grid = (tmp_path / "grids" / "epoch-0000.png").read_bytes()
     assert [row["epoch"] for row in finished.evaluations] == [0, 1]
-    train(small_config("epochs=2", "rollout.prompts=1", "evaluation.prompts=3"), tmp_path, True, "cpu", finished.final)
+    train(small_config("epochs=2", "rollout.prompts=1", "evaluation.prompts=3"), tmp_path, True, "cpu")
+    assert len(made) == 2, "of other prompts"
     assert heldout_steps(tmp_path) == [0, 1, 2]
     assert (tmp_path / "grids" / "epoch-0000.png").read_bytes() == grid
 
@@ -31,7 +41,11 @@ def test_the_pretrained_models_scores_are_logged_and_a_finished_runs_only_once(t
 @pytest.mark.parametrize(
     ("option", "kind", "message"),
     [
-        ("sources.text.path=nowhere", ValueError, "there is no file or folder nowhere"),
+        (
+            "sources.text.path=nowhere",
+            ValueError,
+            r"there is no file or folder nowhere.*; to do without it, sources\.text=null",
+        ),
         ("log.wandb=project", ImportError, "Weights & Biases is not installed"),
     ],
 )

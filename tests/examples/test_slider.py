@@ -270,6 +270,7 @@ def test_three_rewards_make_a_triangle() -> None:
     ("override", "message"),
     [
         ("method=sum", "a slider takes method gdpo"),
+        ("method=losses", "got 'losses', which gives every sample the same weights"),
         ("rollout.prompts=4", r"slider\.slots \(3\) must divide rollout\.prompts \(4\)"),
         ("rollout.guidance=2", "sampled without guidance"),
         ("parallel=fsdp2", "not sharded"),

@@ -1,6 +1,7 @@
 """`examples/train.py` as a user runs it: killed, interrupted, resumed, finished."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -64,6 +65,16 @@ def adapters(output: Path) -> list[torch.Tensor]:
     return [weight for name in ("default", "old", "average") for weight in state["adapters"][name].values()]
 
 
+def epochs_of(output: Path) -> list[dict[str, float]]:
+    """The rows of the run's epochs, what is not finite as NaN."""
+    rows = [json.loads(line) for line in (output / "marble-seed0" / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: math.nan if value is None else value for name, value in row.items()}
+        for row in rows
+        if "train/colour" in row
+    ]
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     output = tmp_path_factory.mktemp("unbroken")
@@ -90,8 +101,14 @@ def test_ranks_and_sharding_change_nothing(parallel: str, unbroken: tuple[Path, 
     finish(tmp_path, "--resume")
     for a, b in zip(adapters(unbroken[0]), adapters(tmp_path), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-    rows = [json.loads(line) for line in (tmp_path / "marble-seed0" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "train/colour" in row] == [1, 2, 3, 4, 5, 6]
+    rows, alone = epochs_of(tmp_path), epochs_of(unbroken[0])
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    for row, other in zip(rows, alone, strict=True):
+        told = [name for name in other if name.startswith("loss/") or name in ("kl", "lr", "grad_norm", "clipped")]
+        assert len(told) == 5 + 4
+        # The distance starts at 0, up to rounding.
+        expected = pytest.approx([other[name] for name in told], rel=1e-3, abs=1e-8, nan_ok=True)
+        assert [row[name] for name in told] == expected
 
 
 def test_it_leaves_table_figure_and_rows(unbroken: tuple[Path, str]) -> None:

@@ -36,6 +36,8 @@ def test_every_method_moves_the_trained_adapter_and_measures_all_rewards(method:
     assert all(torch.isfinite(weight).all() for weight in adapter_weights(trainer))
     assert worst_cosine(numbers) is not None
     assert worst_cosine(numbers, "step_cosine") is not None
+    assert ("loss/sum" in numbers) == trainer.config.summed
+    assert all(numbers[f"loss/{name}"] > 0 for name in trainer.config.rewards if numbers[f"active/{name}"])
 
 
 def test_another_balancer_is_found_by_its_import_path() -> None:
@@ -119,7 +121,8 @@ def test_only_the_default_adapter_is_trained_whichever_is_used() -> None:
 
 @pytest.mark.parametrize("method", ["marble", "gdpo"])
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(method: str, tmp_path: Path) -> None:
-    options = (f"method={method}", "balance.ema=0.5", "balance.refresh_every=2")
+    rate = ("optimizer.schedule=linear", "optimizer.warmup=1") if method == "gdpo" else ()
+    options = (f"method={method}", "balance.ema=0.5", "balance.refresh_every=2", "epochs=4", *rate)
     unbroken = small_trainer(*options)
     for _ in range(4):
         unbroken.train_epoch()
@@ -132,7 +135,10 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(method: str, tmp_path:
     for _ in range(2):
         second.train_epoch()
     assert all(torch.equal(a, b) for a, b in zip(adapter_weights(unbroken), adapter_weights(second), strict=True))
-    assert [row["train/colour"] for row in second.history] == [row["train/colour"] for row in unbroken.history]
+    for name in ("train/colour", "lr", "kl", "grad_norm"):
+        assert [row[name] for row in second.history] == [row[name] for row in unbroken.history]
+    if rate:
+        assert [row["lr"] for row in second.history] == [0, 0.75, 0.5, 0.25]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +262,7 @@ def test_a_score_lost_in_an_outage_sets_no_image_apart() -> None:
         assert mixed.isnan().tolist() == [[False, False, False, True]]
 
 
-@pytest.mark.parametrize("method", ["sum", "gdpo"])
+@pytest.mark.parametrize("method", ["sum", "gdpo", "losses"])
 def test_a_sum_of_nothing_trains_nothing(method: str) -> None:
     trainer = small_trainer(f"method={method}", "loss.kl=0", "stages=[{epochs: 3, rewards: [reading]}]")
     trainer.train_prompts["text"] = trainer.train_prompts["composition"]
@@ -334,7 +340,9 @@ def test_samples_that_cannot_be_shared_out_are_refused(monkeypatch: pytest.Monke
 
 def test_a_reward_that_never_applies_is_refused() -> None:
     scores = torch.tensor([[1.0, 2.0], [torch.nan, torch.nan]])
-    with pytest.raises(ValueError, match="no held-out prompt carries ocr: leave"):
+    with pytest.raises(
+        ValueError, match=r"no held-out prompt carries ocr: leave these rewards out \(rewards\.ocr=null\)"
+    ):
         check_applies(Evaluation(("clean", "ocr"), [Prompt("a"), Prompt("b")], scores, {}))
 
 
@@ -342,7 +350,7 @@ def test_the_forecast_counts_what_the_trainer_does() -> None:
     config = small_config("optimizer.micro_batch=2", "loss.timesteps=2")
     counts = counts_of(config)
     assert (counts.samples, counts.micro_steps, counts.form) == (9, micro_steps(config, 9), "marble")
-    assert counts_of(small_config("method=gdpo")).form == "observe"
+    assert {counts_of(small_config(f"method={method}")).form for method in ("sum", "gdpo", "losses")} == {"observe"}
 
 
 def test_table_names_every_reward_and_the_conflict_shares() -> None:

@@ -37,6 +37,14 @@ def small_trainer(*overrides: str) -> Trainer:
     return trainer
 
 
+def without_texts(*overrides: str) -> Trainer:
+    """A trainer whose steps are as long as their gradients, none of whose samples the reward "reading" applies to."""
+    options = ("optimizer.lr=1", "optimizer.max_grad_norm=1e9", "optimizer.micro_batch=6", "rollout.prompts=4")
+    trainer = small_trainer(*options, *overrides)
+    trainer.train_prompts["text"] = trainer.train_prompts["composition"]
+    return trainer
+
+
 def adapter_weights(trainer: Trainer) -> list[torch.Tensor]:
     """Copies of all adapters' weights."""
     names = trainer.adapters.names
