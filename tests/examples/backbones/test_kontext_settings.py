@@ -12,7 +12,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from kontext_cases import load
 
 from backbones.flux_shapes import FULL, parts
-from backbones.flux_sizes import side_of
 from backbones.solvers import Schedule
 from make_pipeline import make
 
@@ -35,7 +34,6 @@ def test_the_resolution_is_the_side_of_a_square(tiny_kontext: Path, resolution: 
     side = (resolution or 64) // 8
     assert backbone.latent_shape == (16, side, side)
     assert backbone.tokens == 2 * (side // 2) ** 2
-    assert side_of(backbone.pipeline, resolution) == 8 * side
 
 
 def test_checkpointing_and_encoders_follow_the_settings(tiny_kontext: Path) -> None:

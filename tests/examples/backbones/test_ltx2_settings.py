@@ -10,7 +10,7 @@ from diffusers import LTX2Pipeline
 from ltx2_cases import load, load_plain
 
 from backbones.ltx2 import LTX2Backbone
-from backbones.ltx2_parts import lora_targets
+from backbones.ltx2_plan import lora_targets
 from prompts.prompt import Prompt
 
 

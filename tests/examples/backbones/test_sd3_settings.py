@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from backbones import sd3_parts
+from backbones import load
 from backbones.load import load_backbone
 from backbones.settings import ModelSettings
 from make_pipeline import make
@@ -102,7 +102,7 @@ def test_the_generated_pipeline_is_a_function_of_its_seed(tiny_sd3: Path, tmp_pa
     size = sum(path.stat().st_size for path in again.rglob("*") if path.is_file())
     assert size < 6e6
     with pytest.raises(ValueError, match="holds other files"):
-        make(Path(sd3_parts.__file__).parent)
+        make(Path(load.__file__).parent)
 
 
 def test_medium_has_the_size_of_stable_diffusion_3_5_medium() -> None:
