@@ -1,7 +1,7 @@
 """What the backbones that wrap a saved pipeline of diffusers have in common."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -80,9 +80,18 @@ class PipelineBackbone(Backbone):
             ImportError: a missing package, with the command that installs it.
         """
         device = torch.device(device)
-        saved_pipeline.check_settings(settings, device, cls.most_tokens)
-        left_out = cls._left_out(settings.name)
+        cls.read_plan(settings, device)
+        left_out = {*cls.optional} - saved_pipeline.parts_of(settings.name, cls.optional)
         return cls(saved_pipeline.load_frozen(cls.kind, settings, left_out), settings, device)
+
+    @classmethod
+    def read_plan(cls, settings: ModelSettings, device: torch.device) -> Plan:
+        """The plan of ``settings.name`` from its configurations alone: what is wrong is said before weights are loaded.
+
+        Raises ``ValueError`` as :meth:`from_pretrained` does.
+        """
+        saved_pipeline.check_settings(settings, device, cls.most_tokens)
+        return cls.plan_of(saved_pipeline.read_parts(settings.name, cls._saved_parts(settings.name)), settings)
 
     @classmethod
     @abstractmethod
@@ -139,11 +148,11 @@ class PipelineBackbone(Backbone):
         return visiting(self._encoders(), self.device) if self.settings.offload_text_encoders else nullcontext()
 
     @classmethod
-    def _left_out(cls, name: str) -> Collection[str]:
-        """Those of the optional parts that the pipeline ``name`` was saved without."""
+    def _saved_parts(cls, name: str) -> set[str]:
+        """The parts that the pipeline ``name`` was saved with; ``ValueError`` if one is missing."""
         known = {"transformer", "vae", "scheduler", *cls.encoders, *cls.tokenizers, *cls.others}
         present = saved_pipeline.parts_of(name, known)
         needed = known if present & {*cls.optional[:1]} else known - {*cls.optional}
         hint = f" (only {' with '.join(cls.optional)} may be left out, as null in model_index.json)"
         saved_pipeline.check_parts(name, needed, present, hint if cls.optional else "")
-        return known - present
+        return present

@@ -14,6 +14,7 @@ from backbones.settings import ModelSettings
 from make_pipeline import make
 
 
+@pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -39,6 +40,7 @@ def test_resolutions_up_to_the_last_position_work(tiny_sd3: Path, resolution: in
     assert backbone.velocity(x, torch.ones(1), conditioning).shape == x.shape
 
 
+@pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize("part", ["transformer", "vae", "scheduler", "text_encoder_2", "tokenizer", "tokenizer_3"])
 def test_a_folder_that_lacks_a_part_is_refused_by_name(tiny_sd3: Path, tmp_path: Path, part: str) -> None:
     shutil.copytree(tiny_sd3, tmp_path / "sd3")
@@ -47,6 +49,7 @@ def test_a_folder_that_lacks_a_part_is_refused_by_name(tiny_sd3: Path, tmp_path:
         load_backbone(ModelSettings(str(tmp_path / "sd3")))
 
 
+@pytest.mark.usefixtures("no_weights")
 def test_an_index_without_a_clip_is_refused(tiny_sd3: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_sd3, tmp_path / "sd3")
     path = tmp_path / "sd3" / "model_index.json"
@@ -55,6 +58,7 @@ def test_an_index_without_a_clip_is_refused(tiny_sd3: Path, tmp_path: Path) -> N
         load_backbone(ModelSettings(str(tmp_path / "sd3")))
 
 
+@pytest.mark.usefixtures("no_weights")
 def test_a_schedule_that_depends_on_the_resolution_is_refused(tiny_sd3: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_sd3, tmp_path / "sd3")
     path = tmp_path / "sd3" / "scheduler" / "scheduler_config.json"
