@@ -37,6 +37,8 @@ class LTX2Backbone(PipelineBackbone):
     most_tokens = 1024
     # Gemma's states in all of its 49 layers, 0.8 GB at 1024 places, and their copies in the connectors.
     encoded_at_once = 2
+    # Videos of 25 frames of 512 x 512 pixels.
+    decode_size = 4 * 16 * 16
     decoder = "decoder"
     plan: ltx2_plan.LTX2Plan
 

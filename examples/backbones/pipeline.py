@@ -1,5 +1,6 @@
 """What the backbones that wrap a saved pipeline of diffusers have in common."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -34,6 +35,7 @@ class PipelineBackbone(Backbone):
         optional: those of the parts that it may have been saved without; a pipeline with the first has all of them.
         most_tokens: the largest ``max_tokens``.
         encoded_at_once: prompts per call of :meth:`embed`.
+        decode_size: latents (h times w, of videos times f) of a sample as ``settings.decode_batch`` counts them.
         decoder: of the VAE, the module that runs and so is moved to the device; "" is the VAE itself.
 
     Args:
@@ -52,6 +54,7 @@ class PipelineBackbone(Backbone):
     optional: ClassVar[Sequence[str]] = ()
     most_tokens: ClassVar[int] = 512
     encoded_at_once: ClassVar[int] = 8
+    decode_size: ClassVar[int] = 64 * 64
     decoder: ClassVar[str] = ""
 
     def __init__(self, pipeline: Any, settings: ModelSettings, device: torch.device) -> None:
@@ -115,10 +118,14 @@ class PipelineBackbone(Backbone):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images or videos of ``latents``, ``settings.decode_batch`` at a time; in fp32 under any autocast."""
-        made = []
+        """Images or videos of ``latents``, ``settings.decode_batch`` at a time, in fp32 under any autocast.
+
+        Of samples larger than :attr:`decode_size` fewer, as many as have no more latents together, but one at least.
+        """
+        together, made = self.settings.decode_batch, []
+        fitting = together * self.decode_size // math.prod(latents.shape[2:])
         with torch.autocast(self.device.type, enabled=False):
-            for part in latents.float().split(self.settings.decode_batch):
+            for part in latents.float().split(min(together, max(fitting, 1))):
                 made.append((self.pixels(part) / 2 + 0.5).clamp(0, 1).cpu())
         # cuDNN and oneDNN may leave the channels last.
         return torch.cat(made).contiguous()
