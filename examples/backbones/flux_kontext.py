@@ -1,6 +1,7 @@
 """Flux Kontext, an image editor, behind the backbone interface."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from diffusers import FluxKontextPipeline
@@ -11,7 +12,7 @@ from prompts.prompt import Prompt
 
 from . import flux_plan
 from .flux_tokens import pack, positions, unpack
-from .interface import Conditioning, repeat
+from .interface import Conditioning
 from .pipeline import PipelineBackbone
 from .plan import Parts
 from .settings import ModelSettings
@@ -69,10 +70,14 @@ class FluxKontextBackbone(PipelineBackbone):
         latents = self._encode_sources(different, shapes.pop())
         return {**embeddings, "source": latents[[different.index(value) for value in values]]}
 
+    @cached_property
+    def empty(self) -> Conditioning:
+        """Of the text alone: what is in its place has a source of its own."""
+        return super().encode([Prompt("")])
+
     def unconditional(self, conditioning: Mapping[str, Tensor]) -> Conditioning:
         """The empty prompt with the same sources."""
-        source = conditioning["source"]
-        return {**repeat(super().encode([Prompt("")]), len(source)), "source": source}
+        return {**super().unconditional(conditioning), "source": conditioning["source"]}
 
     def velocity(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         target, source, sequence = pack(x), pack(conditioning["source"]), conditioning["sequence"]

@@ -9,6 +9,7 @@ import torch
 from kontext_cases import picture
 
 import make_edits
+from backbones.flux_kontext import FluxKontextBackbone
 from backbones.interface import repeat
 from backbones.load import load_backbone
 from prompts.prompt import Prompt
@@ -87,6 +88,35 @@ def test_a_rollout_of_both_shapes_equals_one_of_each(tiny_kontext: Path, edits: 
         torch.testing.assert_close(single.scores[:, own], rollout.scores[:, own], rtol=0, atol=1e-5)
         for name, tensor in bucket.take(own)[1].items():
             torch.testing.assert_close(single.take(own)[1][name], tensor, rtol=0, atol=1e-5)
+
+
+def test_the_empty_prompt_of_crds_reference_is_encoded_once(
+    tiny_kontext: Path, edits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every micro-step contrasts with it, and so do the rollouts; what they get is views of one row."""
+    options = ("algorithm=crd", "crd.anchor.guidance=2.0", "rollout.guidance=1.5")
+    trainer = trainer_of(config_of(tiny_kontext, edits, tmp_path / "run.yaml", *options))
+    backbone = trainer.backbone
+    assert isinstance(backbone, FluxKontextBackbone)
+    cache, unconditional = backbone.cache, backbone.unconditional
+    encoded: list[list[str]] = []
+    given: list[dict[str, torch.Tensor]] = []
+
+    def encode(texts: list[str]) -> dict[str, torch.Tensor]:
+        encoded.append(texts)
+        return cache(texts)
+
+    def contrast(conditioning: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        given.append(unconditional(conditioning))
+        assert torch.equal(given[-1]["source"], conditioning["source"])
+        return given[-1]
+
+    monkeypatch.setattr(backbone, "cache", encode)
+    monkeypatch.setattr(backbone, "unconditional", contrast)
+    trainer.train_epoch()
+    assert len(given) == 8, "four parts of the rollout, four micro-steps"
+    assert encoded.count([""]) == 1
+    assert {each["sequence"].data_ptr() for each in given} == {backbone.empty["sequence"].data_ptr()}
 
 
 def test_a_batch_equals_its_samples_one_by_one(tiny_kontext: Path, edits: Path, tmp_path: Path) -> None:
