@@ -25,7 +25,7 @@ from torch import Tensor
 
 import marble_opt
 from backbones.interface import Backbone, repeat, select
-from backbones.load import load_backbone
+from backbones.load import load_backbone, read_plan
 from backbones.preferred import load_preferred, preferring
 from backbones.settings import ModelSettings
 from prompts.prompt import Prompt
@@ -225,6 +225,9 @@ def main() -> None:
     try:
         settings = read_settings(arguments.model, arguments.settings)
         prompts = load_prompts("check", SourceSettings(arguments.prompts, count=8), held_out=False)
+        plan = read_plan(settings, arguments.device)
+        for prompt in prompts if plan is not None else ():
+            plan.latent_shape_of(prompt)
         results = [*check(lambda: load_backbone(settings, arguments.device), prompts)]
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error

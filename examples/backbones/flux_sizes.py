@@ -1,9 +1,8 @@
 """Which sizes Flux Kontext's images may have: as many pixels as a square, in several aspect ratios."""
 
-from diffusers import FluxKontextPipeline
-from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
+from collections.abc import Sequence
 
-from .saved_pipeline import check_multiple
+from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
 
 # Width and height in pixels.
 Size = tuple[int, int]
@@ -11,21 +10,6 @@ Size = tuple[int, int]
 _SIDE = 1024
 # The list ends at 7 : 3; what is longer is squeezed into it, up to here.
 MOST_RATIO = 3.0
-
-
-def side_of(pipeline: FluxKontextPipeline, resolution: int) -> int:
-    """Side in pixels of the square images; ``resolution``, or for 0 that of the images its VAE was trained on (1024).
-
-    Raises ``ValueError`` for one that the patches do not fit.
-    """
-    side = resolution or pipeline.vae.config.sample_size
-    check_multiple(side, step_of(pipeline))
-    return side
-
-
-def step_of(pipeline: FluxKontextPipeline) -> int:
-    """Pixels per token along a side: the VAE's factor (8) times the patch (2)."""
-    return 2 * pipeline.vae_scale_factor
 
 
 def offered(side: int, step: int) -> list[Size]:
@@ -38,7 +22,7 @@ def offered(side: int, step: int) -> list[Size]:
     return sorted({(_rounded(w * side / _SIDE, step), _rounded(h * side / _SIDE, step)) for w, h in _listed()})
 
 
-def nearest(picture: Size, sizes: list[Size], step: int) -> Size:
+def nearest(picture: Size, sizes: Sequence[Size], step: int) -> Size:
     """The one of ``sizes`` whose aspect ratio is nearest to the one of ``picture``, by the pipeline's rule.
 
     Raises ``ValueError`` for a picture with a side below ``step`` pixels, or longer than :data:`MOST_RATIO` : 1.

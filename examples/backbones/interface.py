@@ -6,6 +6,7 @@ float32 [B, ...]; images are float32 [B, 3, H, W] in [0, 1], videos [B, F, 3, H,
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -79,9 +80,15 @@ class Backbone(ABC):
         """The part of latents or velocities [B, ...] that is in the loss; default: all of it."""
         return latents
 
+    @cached_property
+    def empty(self) -> Conditioning:
+        """The conditioning of the empty prompt, [1, ...]: encoded once, and kept on :attr:`device`."""
+        return self.encode([Prompt("")])
+
     def unconditional(self, conditioning: Mapping[str, Tensor]) -> Conditioning:
-        """What classifier-free guidance puts in place of ``conditioning`` [B, ...]: that of the empty prompt."""
-        return repeat(self.encode([Prompt("")]), len(next(iter(conditioning.values()))))
+        """What classifier-free guidance puts in place of ``conditioning`` [B, ...]: views of :attr:`empty`."""
+        samples = len(next(iter(conditioning.values())))
+        return {name: row.expand(samples, *row.shape[1:]) for name, row in self.empty.items()}
 
     def times(self, steps: int, solver: str) -> Tensor:
         """The times of a rollout with ``steps`` steps, [steps], from noise (largest) to image."""

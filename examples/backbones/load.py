@@ -3,10 +3,14 @@
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 
 from .interface import Backbone
+from .pipeline import PipelineBackbone
+from .plan import Plan
 from .settings import ModelSettings
 
 # What is found in a folder: "module:class"; pipelines by their class, as model_index.json names it.
@@ -31,6 +35,21 @@ def load_backbone(settings: ModelSettings, device: str = "cpu") -> Backbone:
 
     Raises ``ValueError`` for a name that is neither a model of this repository nor a pipeline with a backbone here.
     """
+    kind, settings = _found(settings)
+    return kind.from_pretrained(settings, device)
+
+
+def read_plan(settings: ModelSettings, device: str = "cpu") -> Plan | None:
+    """What ``settings.name`` makes, as known before weights are loaded; ``None`` for a backbone that has no plan.
+
+    Raises ``ValueError`` as :func:`load_backbone` does.
+    """
+    kind, settings = _found(settings)
+    return kind.read_plan(settings, torch.device(device)) if issubclass(kind, PipelineBackbone) else None
+
+
+def _found(settings: ModelSettings) -> tuple[Any, ModelSettings]:
+    """The backbone's class, and the settings with the place of a model of this repository."""
     settings = replace(settings, name=str(SHIPPED.get(settings.name, settings.name)))
     kind = kind_of(settings.name)
     if kind not in BACKBONES:
@@ -39,7 +58,7 @@ def load_backbone(settings: ModelSettings, device: str = "cpu") -> Backbone:
             "examples/backbones/load.py, examples/BACKBONES.md says how"
         )
     module, name = BACKBONES[kind].split(":")
-    return getattr(import_module(module), name).from_pretrained(settings, device)
+    return getattr(import_module(module), name), settings
 
 
 def kind_of(name: str) -> str:

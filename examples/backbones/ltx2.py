@@ -2,136 +2,71 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import torch
 from diffusers import LTX2Pipeline
 from torch import Tensor
 
-from prompts.prompt import Prompt
-
-from .interface import Backbone, Conditioning
-from .lora import save_lora
+from . import ltx2_plan
+from .interface import Conditioning
 from .ltx2_latents import Joint, pack, tile_stride, unpack
-from .ltx2_parts import (
-    RESOLUTION,
-    audio_shape,
-    encoders,
-    fingerprint,
-    grid_of,
-    load_pipeline,
-    lora_targets,
-    schedule_of,
-)
-from .offload import visiting
-from .prompt_cache import PromptCache
-from .saved_pipeline import DTYPES
+from .pipeline import PipelineBackbone
+from .plan import Parts
 from .settings import ModelSettings
 
-# Of a prompt's metadata: the number of frames and [width, height] in pixels, in place of the settings'. Plain "frames"
-# and "size" may be in people's data and mean something else.
-FRAMES, SIZE = "video_frames", "video_size"
-# Gemma's states in all of its 49 layers, 0.8 GB at 1024 places, and their copies in the connectors.
-_ENCODED_AT_ONCE = 2
 
+class LTX2Backbone(PipelineBackbone):
+    """An ``LTX2Pipeline``. What its latents hold depends on ``settings.audio``:
 
-class LTX2Backbone(Backbone):
-    """An ``LTX2Pipeline`` whose transformer is trained.
-
-    Latents are those of the transformer, the VAE's after normalisation. What they hold depends on ``settings.audio``:
-
-    - "isolated": [B, C, F, H, W], the video's. The transformer runs with ``isolate_modalities`` and one silent token in
-      place of the sound, which nothing of the video sees. A prompt may then have a size of its own, in its metadata:
-      "video_frames", a number as of ``settings.frames``, and "video_size", [width, height] in pixels.
+    - "isolated": [B, C, F, H, W], the video's, normalised. The transformer runs with ``isolate_modalities`` and one
+      silent token in place of the sound, which nothing of the video sees. A prompt may then have a size of its own, in
+      its metadata: "video_frames", a number as of ``settings.frames``, and "video_size", [width, height] in pixels.
     - "frozen", "trained": [B, C F H W + L D], the video and after it the sound (:class:`Joint`), sampled together.
       "frozen" has the video alone in the loss.
 
-    Frozen weights are stored in ``settings.precision``, those of the video VAE in fp32: of it only the decoder is moved
-    to the device. Conditioning is what the connectors make of Gemma's states, "sequence" and "audio", [B, S, D]
-    (isolated: [B, 1, D]), with a "mask" [B, S] if they have no registers, which fill all S places.
+    Of the video VAE only the decoder is moved to the device. Conditioning is what the connectors make of Gemma's
+    states, "sequence" and "audio", [B, S, D] (isolated: [B, 1, D]), with a "mask" [B, S] if they have no registers,
+    which fill all S places.
 
     Times are the scheduler's for videos of the settings' size, whatever size a prompt asks for.
-
-    Args:
-        pipeline: as :func:`load_pipeline` returns it; its transformer and the VAE's decoder are moved to ``device``.
-        settings: how it was loaded; ``resolution`` is the side of a square video, 0: 512 pixels.
-        device: where it runs.
-
-    Raises:
-        ValueError: frames or a resolution that the model cannot make, a video too short for sound, a scheduler of
-            another kind.
     """
 
-    def __init__(self, pipeline: LTX2Pipeline, settings: ModelSettings, device: torch.device) -> None:
-        self.pipeline, self.settings, self.grid = pipeline, settings, grid_of(pipeline)
-        side = settings.resolution or RESOLUTION
-        self._video = self.grid.shape(settings.frames, side, side, ("model.frames", "model.resolution"))
-        self.joint = None
-        if settings.audio != "isolated":
-            self.joint = Joint(self._video, audio_shape(pipeline, settings.frames, settings.frame_rate))
-        self.lora_targets = lora_targets(settings.audio)
-        self.schedule = schedule_of(pipeline, self._video)
-        self.dtype = DTYPES[settings.precision]
-        self.transformer = pipeline.transformer.to(device)
-        self.vae = pipeline.vae
-        self.vae.decoder.to(device)
-        if settings.tiling:
-            self.vae.enable_tiling()
-        if settings.checkpointing:
-            self.transformer.enable_gradient_checkpointing()
-        if not settings.offload_text_encoders:
-            for encoder in encoders(pipeline):
-                encoder.to(device)
-        self.cache = PromptCache(
-            self._encode,
-            fingerprint(pipeline, settings),
-            settings.prompt_cache or None,
-            _ENCODED_AT_ONCE,
-            ready=self._encoders_ready,
-        )
+    kind = LTX2Pipeline
+    encoders = ("text_encoder", "connectors")
+    others = ("audio_vae", "vocoder")
+    most_tokens = 1024
+    # Gemma's states in all of its 49 layers, 0.8 GB at 1024 places, and their copies in the connectors.
+    encoded_at_once = 2
+    # Videos of 25 frames of 512 x 512 pixels.
+    decode_size = 4 * 16 * 16
+    decoder = "decoder"
+    plan: ltx2_plan.LTX2Plan
 
     @classmethod
-    def from_pretrained(cls, settings: ModelSettings, device: str | torch.device = "cpu") -> "LTX2Backbone":
-        """Load ``settings.name``, a hub id or a folder; for errors see :func:`load_pipeline`."""
-        device = torch.device(device)
-        return cls(load_pipeline(settings, device), settings, device)
+    def plan_of(cls, parts: Parts, settings: ModelSettings) -> ltx2_plan.LTX2Plan:
+        return ltx2_plan.plan(parts, settings)
 
     @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Channels, frames, height, width; where there is sound, the length of the vector."""
-        return self._video if self.joint is None else self.joint.shape
+    def joint(self) -> Joint | None:
+        """Video and sound, where that is sampled."""
+        return self.plan.joint
 
-    def latent_shape_of(self, prompt: Prompt) -> tuple[int, ...]:
-        facts = prompt.metadata
-        if FRAMES not in facts and SIZE not in facts:
-            return self.latent_shape
-        side = self.settings.resolution or RESOLUTION
-        size, where = facts.get(SIZE, [side, side]), f"the prompt {prompt.text[:60]!r} has "
-        if isinstance(size, str) or not isinstance(size, Sequence) or len(size) != 2:
-            raise ValueError(f"{where}{SIZE} = {size!r}: give [width, height] in pixels")
-        names = (f"{where}{FRAMES}", f"{where}{SIZE} {[*size]}, a side")
-        shape = self.grid.shape(facts.get(FRAMES, self.settings.frames), size[0], size[1], names)
-        if self.joint is not None and shape != self._video:
-            raise ValueError(
-                f"{where}{FRAMES} or a {SIZE} of its own, which model.audio={self.settings.audio} cannot serve: set "
-                "model.audio=isolated, or the same size for all by model.frames and model.resolution"
-            )
-        return self.latent_shape if self.joint is not None else shape
+    @property
+    def lora_targets(self) -> Sequence[str]:
+        """Attention projections of the streams that take part; see :func:`ltx2_plan.lora_targets`."""
+        return ltx2_plan.lora_targets(self.settings.audio)
 
     @property
     def tokens(self) -> int:
         """Those of the video, and of the sound if it is sampled."""
-        return math.prod(self._video[1:]) + (1 if self.joint is None else self.joint.audio[0])
-
-    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
-        embeddings = self.cache([prompt.text for prompt in prompts])
-        return {name: tensor.to(self.device) for name, tensor in embeddings.items()}
+        if self.joint is None:
+            return math.prod(self.latent_shape[1:]) + 1
+        return math.prod(self.joint.video[1:]) + self.joint.audio[0]
 
     def velocity(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         video, audio = self._split(x)
         mask = conditioning.get("mask")
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with self.autocast():
             tokens, sound = self.transformer(
                 hidden_states=pack(video).to(self.dtype),
                 audio_hidden_states=audio.to(self.dtype),
@@ -152,31 +87,19 @@ class LTX2Backbone(Backbone):
         v = unpack(tokens.float(), video)
         return v if self.joint is None else torch.cat([v.flatten(1), sound.float().flatten(1)], 1)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Videos [B, F, 3, H, W], float32 in [0, 1], on the CPU, without sound; ``settings.decode_batch`` at once.
-
-        The VAE computes in fp32 under any autocast.
-        """
-        latents = self._split(latents.float())[0]
-        vae, videos = self.vae, []
+        """Videos [B, F, 3, H, W] without sound; see :meth:`PipelineBackbone.decode`."""
+        video = self._split(latents)[0]
         if self.settings.tiling:
-            self._fit_tiles(latents.shape[3], latents.shape[4])
-        with torch.autocast(self.device.type, enabled=False):
-            for part in latents.split(self.settings.decode_batch):
-                part = self.pipeline._denormalize_latents(
-                    part, vae.latents_mean, vae.latents_std, vae.config.scaling_factor
-                )
-                decoded = vae.decode(part, return_dict=False)[0]
-                videos.append((decoded / 2 + 0.5).clamp(0, 1).transpose(1, 2).cpu())
-        return torch.cat(videos).contiguous()
+            self._fit_tiles(video.shape[3], video.shape[4])
+        return super().decode(video)
 
     def trained(self, latents: Tensor) -> Tensor:
         """All of it; the video's part where the sound is "frozen"."""
         return latents if self.joint is None or self.settings.audio == "trained" else self.joint.video_of(latents)
 
-    def save_lora(self, folder: Path, adapter: str, write: bool = True) -> None:
-        save_lora(LTX2Pipeline, self.transformer, folder, adapter, write)
+    def fingerprint(self) -> str:
+        return f"{super().fingerprint()} {self.joint is None}"
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Video latents [B, C, F, H, W] and audio tokens [B, L, D]: silence if the video is isolated."""
@@ -185,19 +108,20 @@ class LTX2Backbone(Backbone):
         return x, x.new_zeros(len(x), 1, self.transformer.config.audio_in_channels)
 
     def _fit_tiles(self, height: int, width: int) -> None:
-        vae, space = self.vae, self.grid.space
+        vae, space = self.vae, self.plan.grid.space
         for name, side in (("height", height), ("width", width)):
             tile = getattr(vae, f"tile_sample_min_{name}") // space
             stride = tile_stride(side, tile, tile * 7 // 8)
             setattr(vae, f"tile_sample_stride_{name}", stride * space)
 
-    def _encoders_ready(self) -> AbstractContextManager:
-        if not self.settings.offload_text_encoders:
-            return nullcontext()
-        return visiting(encoders(self.pipeline), self.device)
+    def pixels(self, latents: Tensor) -> Tensor:
+        vae = self.vae
+        latents = self.pipeline._denormalize_latents(
+            latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor
+        )
+        return vae.decode(latents, return_dict=False)[0].transpose(1, 2)
 
-    @torch.no_grad()
-    def _encode(self, texts: list[str]) -> dict[str, Tensor]:
+    def embed(self, texts: list[str]) -> dict[str, Tensor]:
         states, mask, _, _ = self.pipeline.encode_prompt(
             texts,
             do_classifier_free_guidance=False,

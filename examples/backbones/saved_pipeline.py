@@ -1,16 +1,19 @@
 """Loading a saved pipeline of diffusers: what is checked first, and how its parts are stored."""
 
 import hashlib
+import inspect
 from collections.abc import Collection, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, pipelines
 from torch import nn
 
 from quiet import quiet
 
+from .plan import Part, Parts
 from .settings import ModelSettings
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,6 +42,25 @@ def parts_of(name: str, known: Collection[str]) -> set[str]:
     """Those of the parts ``known`` that the index of the pipeline ``name`` has."""
     index = DiffusionPipeline.load_config(name)
     return {part for part in known if (index.get(part) or [None])[0] is not None}
+
+
+def read_parts(name: str, names: Collection[str]) -> Parts:
+    """Those of the parts ``names`` that diffusers defines, of the pipeline ``name``: from its JSON files alone."""
+    index = DiffusionPipeline.load_config(name)
+    own = {part: index[part] for part in names if index[part][0] != "transformers"}
+    return {part: _read_part(name, part, *own[part]) for part in own}
+
+
+def _read_part(name: str, part: str, library: str, kind: str) -> Part:
+    # Where the index names a pipeline, its parts are in that one's module.
+    module = getattr(pipelines, library, None) or import_module(library)
+    found = getattr(module, kind)
+    defaults = {
+        key: parameter.default
+        for key, parameter in inspect.signature(found.__init__).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    return Part(found, {**defaults, **found.load_config(name, subfolder=part)})
 
 
 def check_parts(name: str, needed: Collection[str], present: Collection[str], hint: str = "") -> None:

@@ -13,9 +13,12 @@ class ModelSettings:
     weights stay fp32. ``resolution``: pixels of the square images, 0 for the model's own. ``checkpointing`` recomputes
     activations in the backward pass: less memory, one more forward. ``max_tokens`` truncates the T5 sequence.
     ``prompt_cache``: a folder for prompt embeddings, "" keeps them in memory only. ``offload_text_encoders`` keeps them
-    on the CPU except while prompts are encoded. ``decode_batch``: images or videos decoded at once, ``tiling`` decodes
-    them in overlapping tiles: less memory, small seams. It changes only what has a side above that of a tile: 512
-    pixels for LTX-2, the ``sample_size`` of its VAE for SD3.5 and Flux Kontext (1024).
+    on the CPU except while prompts are encoded.
+
+    ``decode_batch``: samples decoded at once, about 1 GB each: images of 512 x 512 pixels, or videos of 25 such frames;
+    of larger ones as many fewer. ``tiling`` decodes in overlapping tiles: less memory, small seams. It changes only
+    what has a side above that of a tile: 512 pixels for LTX-2, the ``sample_size`` of its VAE for SD3.5 and Flux
+    Kontext (1024).
 
     Flux Kontext: ``guidance``, the scale that its network is told (a guidance-distilled model; not classifier-free
     guidance, which is ``rollout.guidance``); ``resolution`` is the side of a square with as many pixels as an image.

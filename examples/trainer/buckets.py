@@ -7,8 +7,13 @@ import torch
 from torch import Tensor
 
 from backbones.interface import Backbone, Conditioning, select
+from backbones.load import read_plan
+from backbones.plan import Plan
+from prompts.pictures import MASK, picture_size
 from prompts.prompt import Prompt
 
+from . import ranks
+from .config import Config
 from .settings import require
 
 
@@ -39,7 +44,18 @@ def by_shape(backbone: Backbone, prompts: Sequence[Prompt], index: Sequence[int]
     return [*parts.values()]
 
 
-def check_shapes(backbone: Backbone, prompts: Sequence[Prompt], sharded: bool, probe: float) -> None:
+def check_model(config: Config, prompts: Sequence[Prompt], device: str) -> None:
+    """Raise ``ValueError`` for a model or prompts of which it is known, before any weights are loaded, that they will
+    not do: sizes, tokens, missing parts, a prompt without a source image, a mask that is no picture."""
+    plan = read_plan(config.model, device)
+    if plan is not None:
+        check_shapes(plan, prompts, config.parallel == "fsdp2" and ranks.ranks() > 1, config.balance.probe)
+    for prompt in prompts:
+        if MASK in prompt.metadata:
+            picture_size(prompt.metadata[MASK])
+
+
+def check_shapes(backbone: Backbone | Plan, prompts: Sequence[Prompt], sharded: bool, probe: float) -> None:
     """Ask for the latent shape of every prompt, which names those that the model cannot serve.
 
     Raises ``ValueError`` for several shapes where ranks run their forwards together, or where a step has to know its

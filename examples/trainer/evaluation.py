@@ -16,6 +16,7 @@ from . import ranks
 from .adapters import Adapters
 from .buckets import by_shape
 from .config import Config
+from .film import drawn
 
 _NOISE_SEED = 7_654_321
 
@@ -23,7 +24,7 @@ _NOISE_SEED = 7_654_321
 @dataclass(frozen=True)
 class Evaluation:
     """``scores`` [K, N] of the held-out ``prompts`` by the rewards ``names``; ``images``, by place among the prompts,
-    of the first few of each source."""
+    of the first few of each source: of videos the frames that are drawn."""
 
     names: tuple[str, ...]
     prompts: list[Prompt]
@@ -76,8 +77,8 @@ def evaluate(
             part = bucket[start : start + settings.batch]
             images = _images(backbone, adapters, adapter, prompts, part, config)
             scorer.submit(images, [prompts[i] for i in part])
-            # Clones: a view would keep the whole batch, and send it to the other ranks.
-            kept |= {i: image.clone() for i, image in zip(part, images, strict=True) if i in shown}
+            # Clones: a view would keep the whole batch.
+            kept |= {i: drawn(image).clone() for i, image in zip(part, images, strict=True) if i in shown}
     # Scored bucket by bucket; a rank's last prompts may be its first ones again.
     order = torch.tensor([i for bucket in buckets for i in bucket]).argsort(stable=True)
     order = order[torch.tensor(own).argsort(stable=True).argsort()]
@@ -85,8 +86,15 @@ def evaluate(
     scores = (
         ranks.gather(scorer.collect()[:, order]).view(len(config.rewards), ranks.ranks(), -1).transpose(1, 2).flatten(1)
     )
-    images = {index: image for part in ranks.everyone(kept) for index, image in part.items()}
-    return Evaluation(tuple(config.rewards), prompts, scores[:, : len(prompts)], dict(sorted(images.items())))
+    return Evaluation(tuple(config.rewards), prompts, scores[:, : len(prompts)], _of_all_ranks(kept))
+
+
+def _of_all_ranks(kept: dict[int, Tensor]) -> dict[int, Tensor]:
+    """What every rank has kept, in the prompts' order; several ranks send theirs with 8 bits, as pictures are saved."""
+    if ranks.ranks() > 1:
+        sent = {i: (image.clamp(0, 1) * 255).round().byte() for i, image in kept.items()}
+        kept = {i: image.float() / 255 for part in ranks.everyone(sent) for i, image in part.items()}
+    return dict(sorted(kept.items()))
 
 
 def _images(

@@ -2,7 +2,18 @@ from pathlib import Path
 
 import pytest
 
+from backbones import saved_pipeline
 from make_pipeline import make
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading weights is an error: what a test is about has to be found before."""
+
+    def loaded(*arguments: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(saved_pipeline, "load_frozen", loaded)
 
 
 @pytest.fixture(scope="session")

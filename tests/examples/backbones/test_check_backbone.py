@@ -59,7 +59,7 @@ def aura(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_backbone_of_the_page_passes_without_preferences(aura: Path) -> None:
     [code] = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-    assert len(code.splitlines()) < 150
+    assert len(code.splitlines()) < 40
     namespace: dict = {}
     exec(code, namespace)
     settings = ModelSettings(name=str(aura), max_tokens=16)

@@ -11,12 +11,15 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from kontext_cases import load
 
+from backbones import saved_pipeline
 from backbones.flux_shapes import FULL, parts
-from backbones.flux_sizes import side_of
+from backbones.load import read_plan
+from backbones.settings import ModelSettings
 from backbones.solvers import Schedule
 from make_pipeline import make
 
 
+@pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -35,7 +38,6 @@ def test_the_resolution_is_the_side_of_a_square(tiny_kontext: Path, resolution: 
     side = (resolution or 64) // 8
     assert backbone.latent_shape == (16, side, side)
     assert backbone.tokens == 2 * (side // 2) ** 2
-    assert side_of(backbone.pipeline, resolution) == 8 * side
 
 
 def test_checkpointing_and_encoders_follow_the_settings(tiny_kontext: Path) -> None:
@@ -43,6 +45,7 @@ def test_checkpointing_and_encoders_follow_the_settings(tiny_kontext: Path) -> N
     assert load(tiny_kontext, checkpointing=True, offload_text_encoders=False).transformer.is_gradient_checkpointing
 
 
+@pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize("part", ["transformer", "scheduler", "text_encoder_2", "tokenizer"])
 def test_a_folder_that_lacks_a_part_is_refused_by_name(tiny_kontext: Path, tmp_path: Path, part: str) -> None:
     shutil.copytree(tiny_kontext, tmp_path / "kontext")
@@ -51,6 +54,7 @@ def test_a_folder_that_lacks_a_part_is_refused_by_name(tiny_kontext: Path, tmp_p
         load(tmp_path / "kontext")
 
 
+@pytest.mark.usefixtures("no_weights")
 def test_a_pipeline_saved_without_a_part_is_refused(tmp_path: Path) -> None:
     folder = make(tmp_path / "kontext", "kontext", left_out=("text_encoder_2",))
     with pytest.raises(ValueError, match="lacks text_encoder_2: "):
@@ -99,12 +103,22 @@ def test_other_shifts_are_those_of_the_scheduler(
     torch.testing.assert_close(backbone.times(4, "euler"), scheduler.sigmas[:-1], rtol=0, atol=1e-6)
 
 
+def test_what_a_configuration_leaves_out_is_as_its_class_has_it(tiny_kontext: Path, tmp_path: Path) -> None:
+    folder = scheduled(tiny_kontext, tmp_path / "kontext", use_dynamic_shifting=True)
+    path = folder / "scheduler" / "scheduler_config.json"
+    left_out = ("shift_terminal", "time_shift_type", "base_shift", "use_beta_sigmas", "stochastic_sampling")
+    path.write_text(json.dumps({key: v for key, v in json.loads(path.read_text()).items() if key not in left_out}))
+    assert read_plan(ModelSettings(str(folder))) == load(folder).plan == load(tiny_kontext).plan
+
+
+@pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize("option", ["use_karras_sigmas", "stochastic_sampling"])
 def test_schedulers_of_another_kind_are_refused(tiny_kontext: Path, tmp_path: Path, option: str) -> None:
     with pytest.raises(ValueError, match=rf"EulerDiscreteScheduler with {option} has times.*use_dynamic_shifting=True"):
         load(scheduled(tiny_kontext, tmp_path / "kontext", **{option: True}))
 
 
+@pytest.mark.usefixtures("no_weights")
 def test_another_scheduler_is_refused(tiny_kontext: Path, tmp_path: Path) -> None:
     folder = scheduled(tiny_kontext, tmp_path / "kontext", _class_name="DDIMScheduler")
     path = folder / "model_index.json"
@@ -113,7 +127,7 @@ def test_another_scheduler_is_refused(tiny_kontext: Path, tmp_path: Path) -> Non
         load(folder)
 
 
-def test_parts_that_do_not_fit_are_refused(tiny_kontext: Path, tmp_path: Path) -> None:
+def test_parts_that_do_not_fit_are_refused(tiny_kontext: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = load(tiny_kontext).pipeline
     pipeline.transformer = type(pipeline.transformer)(
         in_channels=96, out_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16,
@@ -121,6 +135,7 @@ def test_parts_that_do_not_fit_are_refused(tiny_kontext: Path, tmp_path: Path) -
         axes_dims_rope=(4, 6, 6),
     )  # fmt: skip
     pipeline.save_pretrained(tmp_path / "fill")
+    monkeypatch.setattr(saved_pipeline, "load_frozen", None)
     with pytest.raises(ValueError, match="takes 96 channels, and 2 x 2 patches of its VAE's 16 have 64"):
         load(tmp_path / "fill")
 

@@ -9,13 +9,14 @@ import torch
 from kontext_cases import picture
 
 import make_edits
+from backbones.flux_kontext import FluxKontextBackbone
 from backbones.interface import repeat
 from backbones.load import load_backbone
 from prompts.prompt import Prompt
 from prompts.sources import SourceSettings, load_prompts
 from rewards.registry import FACTORIES
 from rewards.scorer import Scorer
-from trainer.buckets import by_shape, check_shapes
+from trainer.buckets import by_shape, check_model, check_shapes
 from trainer.config import Config, load_config
 from trainer.evaluation import evaluate
 from trainer.forecast import forecast
@@ -89,6 +90,35 @@ def test_a_rollout_of_both_shapes_equals_one_of_each(tiny_kontext: Path, edits: 
             torch.testing.assert_close(single.take(own)[1][name], tensor, rtol=0, atol=1e-5)
 
 
+def test_the_empty_prompt_of_crds_reference_is_encoded_once(
+    tiny_kontext: Path, edits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every micro-step contrasts with it, and so do the rollouts; what they get is views of one row."""
+    options = ("algorithm=crd", "crd.anchor.guidance=2.0", "rollout.guidance=1.5")
+    trainer = trainer_of(config_of(tiny_kontext, edits, tmp_path / "run.yaml", *options))
+    backbone = trainer.backbone
+    assert isinstance(backbone, FluxKontextBackbone)
+    cache, unconditional = backbone.cache, backbone.unconditional
+    encoded: list[list[str]] = []
+    given: list[dict[str, torch.Tensor]] = []
+
+    def encode(texts: list[str]) -> dict[str, torch.Tensor]:
+        encoded.append(texts)
+        return cache(texts)
+
+    def contrast(conditioning: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        given.append(unconditional(conditioning))
+        assert torch.equal(given[-1]["source"], conditioning["source"])
+        return given[-1]
+
+    monkeypatch.setattr(backbone, "cache", encode)
+    monkeypatch.setattr(backbone, "unconditional", contrast)
+    trainer.train_epoch()
+    assert len(given) == 8, "four parts of the rollout, four micro-steps"
+    assert encoded.count([""]) == 1
+    assert {each["sequence"].data_ptr() for each in given} == {backbone.empty["sequence"].data_ptr()}
+
+
 def test_a_batch_equals_its_samples_one_by_one(tiny_kontext: Path, edits: Path, tmp_path: Path) -> None:
     backbone = load_backbone(config_of(tiny_kontext, edits, tmp_path / "run.yaml").model)
     prompt = load_prompts("edits", SourceSettings(str(edits)), False)[0]
@@ -113,14 +143,27 @@ def test_what_needs_one_shape_refuses_two(
     check_shapes(backbone, [some[0]] * 2, sharded, probe)
 
 
-def test_a_run_with_a_source_that_cannot_be_served_does_not_start(
+@pytest.mark.usefixtures("no_weights")
+def test_what_a_run_cannot_serve_is_said_before_weights_are_loaded(
     tiny_kontext: Path, edits: Path, tmp_path: Path
 ) -> None:
-    config = config_of(tiny_kontext, edits, tmp_path / "run.yaml")
-    small = picture(tmp_path, 10, 10)
-    backbone = load_backbone(config.model)
+    def check(facts: dict, *options: str) -> None:
+        config = config_of(tiny_kontext, edits, tmp_path / "run.yaml", *options)
+        some = load_prompts("edits", config.sources["edits"], False)
+        check_model(config, [*some, Prompt("edit it", "edits", facts)], "cpu")
+
+    good = picture(tmp_path)
+    check({"image": good, "mask": good})
+    with pytest.raises(ValueError, match="the prompt 'edit it' has no source image"):
+        check({})
     with pytest.raises(ValueError, match="10 x 10 pixels are too few"):
-        check_shapes(backbone, [Prompt("edit it", "edits", {"image": small})], False, 0.0)
+        check({"image": picture(tmp_path, 10, 10)})
+    with pytest.raises(ValueError, match=r"edits\.jsonl cannot be read as a picture"):
+        check({"image": good, "mask": str(edits)})
+    with pytest.raises(ValueError, match=r"multiple of 16 for this model, got 40"):
+        check({"image": good}, "model.resolution=40")
+    with pytest.raises(ValueError, match=r"2 latent shapes.*set it to 0"):
+        check({"image": good}, "balance.probe=0.5")
 
 
 def test_the_dry_runs_edits_load_in_several_shapes(tiny_kontext: Path, tmp_path: Path) -> None:

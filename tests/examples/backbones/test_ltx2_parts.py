@@ -101,6 +101,17 @@ def test_decoding_in_slices_changes_nothing(tiny_ltx2: Path, backbone: LTX2Backb
     assert whole.max() <= 1
 
 
+def test_of_longer_videos_fewer_are_decoded_at_once(
+    tiny_ltx2: Path, monkeypatch: pytest.MonkeyPatch, backbone: LTX2Backbone
+) -> None:
+    """Two of 25 frames of 512 x 512 pixels, one of 49 frames."""
+    found: list[int] = []
+    monkeypatch.setattr(backbone, "pixels", lambda latents: found.append(len(latents)) or latents[:, :1, :1])
+    for frames in (4, 7):
+        backbone.decode(torch.zeros(3, 8, frames, 16, 16))
+    assert found == [2, 1, 1, 1, 1]
+
+
 def test_tiled_decoding_is_close_to_the_whole(tiny_ltx2: Path, backbone: LTX2Backbone) -> None:
     tiled = load(tiny_ltx2, tiling=True)
     assert tiled.vae.tile_sample_min_height == tiled.vae.tile_sample_min_width == 512, "as ModelSettings says"

@@ -2,15 +2,22 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusers import LTX2Pipeline
+from diffusers import AutoencoderKLLTX2Video, LTX2Pipeline
 from ltx2_cases import load, load_plain
 
+from backbones.load import read_plan
 from backbones.ltx2 import LTX2Backbone
-from backbones.ltx2_parts import lora_targets
+from backbones.ltx2_latents import Grid
+from backbones.ltx2_plan import LTX2Plan, grid_of, lora_targets
+from backbones.ltx2_shapes import TINY, VIDEO_VAE
+from backbones.plan import Part
+from backbones.random_networks import on_meta
+from backbones.settings import ModelSettings
 from prompts.prompt import Prompt
 
 
@@ -27,6 +34,7 @@ def changed(folder: Path, target: Path, part: str, **values: Any) -> Path:
     return target
 
 
+@pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -68,10 +76,15 @@ def test_with_sound_all_videos_have_one_size(tiny_ltx2: Path) -> None:
         joint.latent_shape_of(Prompt("a horse", metadata={"video_frames": 17}))
 
 
+@pytest.mark.usefixtures("no_weights")
 def test_a_video_too_short_for_any_sound_is_refused(tiny_ltx2: Path) -> None:
+    settings = ModelSettings(str(tiny_ltx2), resolution=64, max_tokens=16, audio="frozen", frames=1, frame_rate=60.0)
     with pytest.raises(ValueError, match=r"model\.frames = 1 at model\.frame_rate = 60 are too short .*=isolated"):
-        load(tiny_ltx2, audio="frozen", frames=1, frame_rate=60.0)
-    assert load(tiny_ltx2, frames=1, frame_rate=60.0).joint is None
+        read_plan(settings)
+    plan = read_plan(replace(settings, audio="isolated"))
+    assert isinstance(plan, LTX2Plan)
+    assert plan.joint is None
+    assert plan.grid == Grid(channels=8, space=32, time=8, least=2)
 
 
 def test_facts_of_a_data_set_are_no_commands(backbone: LTX2Backbone) -> None:
@@ -82,6 +95,7 @@ def test_the_default_is_a_square_of_512_pixels(tiny_ltx2: Path) -> None:
     assert load(tiny_ltx2, resolution=0, frames=25).latent_shape == (8, 4, 16, 16)
 
 
+@pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize("part", ["transformer", "audio_vae", "connectors", "tokenizer"])
 def test_a_folder_that_lacks_a_part_is_refused_by_name(tiny_ltx2: Path, tmp_path: Path, part: str) -> None:
     shutil.copytree(tiny_ltx2, tmp_path / "ltx2")
@@ -90,6 +104,15 @@ def test_a_folder_that_lacks_a_part_is_refused_by_name(tiny_ltx2: Path, tmp_path
         load(tmp_path / "ltx2")
 
 
+def test_ratios_that_no_configuration_gives_are_the_vaes_own() -> None:
+    spec = {name: value for name, value in VIDEO_VAE.items() if "ratio" not in name}
+    vae = on_meta(lambda: AutoencoderKLLTX2Video(**spec, **TINY["vae"], spatio_temporal_scaling=(True,) * 3 + (False,)))
+    parts = {"vae": Part(type(vae), vae.config), "transformer": Part(object, {"in_channels": 8})}
+    grid = grid_of(parts)
+    assert (grid.space, grid.time) == (vae.spatial_compression_ratio, vae.temporal_compression_ratio) == (32, 8)
+
+
+@pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize("values", [{"time_shift_type": "linear"}, {"use_karras_sigmas": True}, {"shift": None}])
 def test_times_of_another_kind_are_refused(tiny_ltx2: Path, tmp_path: Path, values: dict) -> None:
     folder = changed(tiny_ltx2, tmp_path / "ltx2", "scheduler/scheduler_config.json", **values)

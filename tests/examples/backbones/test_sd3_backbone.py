@@ -86,6 +86,24 @@ def test_decoding_in_slices_changes_nothing(tiny_sd3: Path, backbone: SD3Backbon
     assert whole.max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("side", "sizes"), [(8, [8, 1]), (64, [8, 1]), (65, [7, 2]), (128, [2, 2, 2, 2, 1]), (256, [1] * 9)]
+)
+def test_of_larger_images_fewer_are_decoded_at_once(
+    tiny_sd3: Path, monkeypatch: pytest.MonkeyPatch, side: int, sizes: list[int]
+) -> None:
+    """As many as have the pixels of eight images of 512 x 512, at most eight, at least one."""
+    backbone, found = load(tiny_sd3), []
+
+    def pixels(latents: torch.Tensor) -> torch.Tensor:
+        found.append(len(latents))
+        return latents[:, :3, :1, :1]
+
+    monkeypatch.setattr(backbone, "pixels", pixels)
+    assert backbone.decode(torch.zeros(9, 16, side, side)).shape == (9, 3, 1, 1)
+    assert found == sizes
+
+
 def test_everything_is_frozen_and_in_evaluation_mode(backbone: SD3Backbone) -> None:
     parts = [backbone.pipeline.components[name] for name in ("transformer", "vae", "text_encoder", "text_encoder_3")]
     assert not any(part.training for part in parts)

@@ -8,12 +8,13 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from backbones import sd3_parts
+from backbones import load
 from backbones.load import load_backbone
 from backbones.settings import ModelSettings
 from make_pipeline import make
 
 
+@pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -39,6 +40,7 @@ def test_resolutions_up_to_the_last_position_work(tiny_sd3: Path, resolution: in
     assert backbone.velocity(x, torch.ones(1), conditioning).shape == x.shape
 
 
+@pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize("part", ["transformer", "vae", "scheduler", "text_encoder_2", "tokenizer", "tokenizer_3"])
 def test_a_folder_that_lacks_a_part_is_refused_by_name(tiny_sd3: Path, tmp_path: Path, part: str) -> None:
     shutil.copytree(tiny_sd3, tmp_path / "sd3")
@@ -47,6 +49,7 @@ def test_a_folder_that_lacks_a_part_is_refused_by_name(tiny_sd3: Path, tmp_path:
         load_backbone(ModelSettings(str(tmp_path / "sd3")))
 
 
+@pytest.mark.usefixtures("no_weights")
 def test_an_index_without_a_clip_is_refused(tiny_sd3: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_sd3, tmp_path / "sd3")
     path = tmp_path / "sd3" / "model_index.json"
@@ -55,6 +58,7 @@ def test_an_index_without_a_clip_is_refused(tiny_sd3: Path, tmp_path: Path) -> N
         load_backbone(ModelSettings(str(tmp_path / "sd3")))
 
 
+@pytest.mark.usefixtures("no_weights")
 def test_a_schedule_that_depends_on_the_resolution_is_refused(tiny_sd3: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_sd3, tmp_path / "sd3")
     path = tmp_path / "sd3" / "scheduler" / "scheduler_config.json"
@@ -102,7 +106,7 @@ def test_the_generated_pipeline_is_a_function_of_its_seed(tiny_sd3: Path, tmp_pa
     size = sum(path.stat().st_size for path in again.rglob("*") if path.is_file())
     assert size < 6e6
     with pytest.raises(ValueError, match="holds other files"):
-        make(Path(sd3_parts.__file__).parent)
+        make(Path(load.__file__).parent)
 
 
 def test_medium_has_the_size_of_stable_diffusion_3_5_medium() -> None:
