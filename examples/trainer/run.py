@@ -15,6 +15,7 @@ from rewards.scorer import Scorer
 
 from . import checkpoint, ranks
 from .base_evaluation import pretrained
+from .buckets import check_model
 from .config import Config
 from .evaluation import Evaluation
 from .film import pictures
@@ -48,8 +49,8 @@ def train(config: Config, folder: Path, resume: bool, device: str, base: Evaluat
     """
     check_shares(config)
     check_installed(config.log.tensorboard, config.log.wandb)
-    # Loading a model takes minutes: what is wrong with the prompts is said before.
-    check_prompts(config)
+    # Loading a model takes minutes: what is wrong with prompts, sizes and lengths is said before.
+    check_prompts(config, device)
     saved = load_checkpoint(folder)
     if saved is not None and not resume:
         raise ValueError(f"{folder} holds a run already: continue it with --resume, or choose another --output")
@@ -98,14 +99,16 @@ def check_shares(config: Config) -> None:
         )
 
 
-def check_prompts(config: Config) -> None:
-    """Raise ``ValueError`` for a source that cannot be read."""
+def check_prompts(config: Config, device: str) -> None:
+    """Raise ``ValueError`` for a source that cannot be read, and for what the model cannot serve."""
+    prompts = []
     for name, source in config.sources.items():
         try:
             for held_out in (False, True):
-                load_prompts(name, source, held_out)
+                prompts += load_prompts(name, source, held_out)
         except ValueError as error:
             raise ValueError(f"{error}; to do without it, sources.{name}=null") from error
+    check_model(config, prompts, device)
 
 
 def check_applies(base: Evaluation) -> None:
