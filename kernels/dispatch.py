@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 IMPLEMENTATIONS = ("auto", "torch", "triton")
+OLDEST = (3, 3)  # the first Triton that compiles tuples, which hold what a thread adds up; torch 2.7 brings it
 
 
 @cache
@@ -30,6 +31,15 @@ def installed() -> bool:
         return False
 
 
+@cache
+def version() -> tuple[int, int]:
+    """Major and minor version of Triton."""
+    import triton
+
+    major, minor = triton.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
 def obstacle(tensors: Iterable[Tensor]) -> str | None:
     """Why the kernels cannot run on these tensors, or ``None`` if they can."""
     if not installed():
@@ -45,6 +55,9 @@ def obstacle(tensors: Iterable[Tensor]) -> str | None:
     capability = torch.cuda.get_device_capability(next(iter(devices)))
     if capability < (8, 0):
         return f"the kernels need compute capability 8.0 or newer, this device has {capability[0]}.{capability[1]}"
+    if version() < OLDEST:
+        found, needed = (".".join(map(str, each)) for each in (version(), OLDEST))
+        return f"Triton {found} is installed and the kernels need {needed} (torch 2.7 or newer brings it)"
     return None
 
 

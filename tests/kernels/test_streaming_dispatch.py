@@ -1,7 +1,7 @@
 """Which implementation runs: the launcher is called where the kernel can run, and impl="triton" says why it cannot."""
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -96,6 +96,27 @@ def test_too_many_rows(monkeypatch: pytest.MonkeyPatch, launched: list[str]) -> 
         gram(torch.ones(33, 4), impl="triton")
     assert gram(torch.ones(33, 4)).shape == (33, 33)
     assert launched == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "reason"),
+    [((7, 5), (3, 6), "this device has 7.5"), ((9, 0), (3, 2), "Triton 3.2 is installed"), ((9, 0), (3, 3), None)],
+)
+def test_old_devices_and_compilers_are_left_to_torch(
+    capability: tuple[int, int], version: tuple[int, int], reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a CUDA device, of which an operand is all that is asked."""
+    monkeypatch.setattr(dispatch, "installed", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(dispatch, "version", lambda: version)
+    operand = SimpleNamespace(device=torch.device("cuda", 0))
+    found = dispatch.obstacle([operand])  # type: ignore[list-item]
+    assert found is None if reason is None else reason in (found or "")
+
+
+def test_the_installed_version_is_read() -> None:
+    triton = pytest.importorskip("triton")
+    assert triton.__version__.startswith(".".join(map(str, dispatch.version())))
 
 
 def test_triton_is_not_imported_without_need() -> None:
