@@ -115,7 +115,7 @@ def combine_triton(
     targets = signature(outputs or ())
 
     def table() -> Tensor:
-        return rows.table() if outputs is None else torch.cat([rows.table(), column(targets.addresses)], 1)
+        return rows.table() if outputs is None else torch.cat([rows.table(), column(targets)], 1)
 
     options = ("combine", rows.form, outputs is None)
     plan = launches([rows.signature(), targets], segments, table, device, combine_unroll(rows.count), options=options)

@@ -161,7 +161,7 @@ def adamw_triton(
         return found
 
     def table() -> Tensor:
-        return torch.cat([rows.table(), *(column(each.addresses) for each in states)], 1)
+        return torch.cat([rows.table(), *(column(each) for each in states)], 1)
 
     flag = None if usable is None else usable.view(torch.uint8) if usable.dtype == torch.bool else usable
     unroll, options = combine_unroll(rows.count), ("adamw", rows.form)

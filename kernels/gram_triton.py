@@ -45,7 +45,7 @@ def gram_triton(rows: Rows, metric: Sequence[Tensor] | None, groups: Sequence[in
     weights = signature(metric or ())
 
     def table() -> Tensor:
-        return rows.table() if metric is None else torch.cat([rows.table(), column(weights.addresses)], 1)
+        return rows.table() if metric is None else torch.cat([rows.table(), column(weights)], 1)
 
     plan = launches(
         [rows.signature(), weights],

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .memo import Memo
-from .signature import Signature
+from .signature import Key, Signature
 from .tables import VECTOR_BYTES, Launch, Segment, Upload, make_launches, upload
 
 KEPT = 16  # plans: each holds some 40 bytes per address; those that a graph was captured with stay for good
@@ -62,7 +62,7 @@ def launches(
         RuntimeError: new tables while a CUDA graph is captured: run the same call once before.
     """
     kinds = (options, tuple([each.kinds for each in signatures]), device, unroll, programs, groups)
-    key = (kinds, tuple([each.addresses for each in signatures]))
+    key = Key((kinds, tuple([each.addresses for each in signatures])))
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     plan = _captured.get(key) or _plans.get(key)
     if plan is None and capturing:
@@ -94,9 +94,9 @@ def on(device: torch.device) -> Any:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def column(addresses: Sequence[int]) -> Tensor:
-    """Addresses as one column [N, 1] of a table."""
-    return torch.tensor(addresses, dtype=torch.int64).unsqueeze(1)
+def column(found: Signature) -> Tensor:
+    """The addresses of tensors as one column [N, 1] of a table."""
+    return torch.tensor(found.addresses.value, dtype=torch.int64).unsqueeze(1)
 
 
 def _misaligned(addresses: Tensor, single: int) -> tuple[int, ...]:

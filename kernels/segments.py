@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .memo import Memo
-from .signature import Signature, places, signature
+from .signature import Key, Signature, places, signature
 
 Blocks: TypeAlias = Sequence[Tensor | None]
 Lists: TypeAlias = Sequence[Sequence[Tensor | None]]
@@ -146,7 +146,7 @@ class Rows:
 
     def table(self) -> Tensor:
         """Address of each row of each segment, 0 where there is none, the shared one last: int64 [N, K (+ 1)]."""
-        own = torch.tensor(self.signature().addresses, dtype=torch.int64)
+        own = torch.tensor(self.signature().addresses.value, dtype=torch.int64)
         segments = len(self.columns)
         own, last = own[: len(own) - segments * (self.shared is not None)], own[len(own) - segments :]
         if self._steps is None:
@@ -165,7 +165,9 @@ class Rows:
             for column in self.columns:
                 tensors.extend(column if isinstance(column, tuple) else (column,))
             tensors.extend(self.shared or ())
-            self._signature = signature(tensors) if self._kinds is None else Signature(self._kinds, places(tensors))
+            self._signature = (
+                signature(tensors) if self._kinds is None else Signature(Key(self._kinds), Key(places(tensors)))
+            )
         return self._signature
 
     def limit(self) -> str | None:

@@ -10,11 +10,26 @@ from torch import Tensor
 from .memo import Memo
 
 
+class Key:
+    """Any hashable value, hashed once: Python hashes a tuple of a thousand numbers anew at every look into a table."""
+
+    __slots__ = ("hash", "value")
+
+    def __init__(self, value: Hashable) -> None:
+        self.value, self.hash = value, hash(value)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Key) and self.hash == other.hash and self.value == other.value)
+
+
 class Signature(NamedTuple):
     """What tensors are (``kinds``: shapes, strides, dtypes, devices, which are absent) and where (0: absent)."""
 
-    kinds: Hashable
-    addresses: tuple[int, ...]
+    kinds: Key
+    addresses: Key
 
 
 _lasting: Memo[tuple[list["ref[Tensor]"], Signature]] = Memo(64)
@@ -31,7 +46,7 @@ def signature(tensors: Sequence[Tensor | None]) -> Signature:
         tuple([tensor.dtype for tensor in present]),
         tuple([tensor.device for tensor in present]),
     )
-    return Signature(kinds, places(tensors if absent else present))
+    return Signature(Key(kinds), Key(places(tensors if absent else present)))
 
 
 def lasting_signature(tensors: Sequence[Tensor]) -> Signature:
@@ -41,12 +56,12 @@ def lasting_signature(tensors: Sequence[Tensor]) -> Signature:
     ``module.half()`` does, gives it another address. (Shapes and strides are tuples, so many of which also wake the
     garbage collector.)
     """
-    key, addresses = tuple(map(id, tensors)), places(tensors)
+    key, addresses = (len(tensors), id(tensors[0]) if tensors else 0), places(tensors)
     known = _lasting.get(key)
     if known is not None:
         owners, seen = known
         # An id alone may be that of an object that came after it.
-        if seen.addresses == addresses and all(map(operator.is_, [owner() for owner in owners], tensors)):
+        if seen.addresses.value == addresses and all(map(operator.is_, [owner() for owner in owners], tensors)):
             return seen
         _lasting.forget(key)
     return _lasting(key, lambda: ([ref(tensor) for tensor in tensors], signature(tensors)))[1]

@@ -78,8 +78,9 @@ def fused_step(
             gram = bank.gram(parameters)
         scale = clip_scale(gram, weights, max_grad_norm)
     for group, own in zip(base.param_groups, members, strict=True):
-        for device in {parameter.device: None for parameter in own}:
-            here = [parameter for parameter in own if parameter.device == device]
+        devices = {parameter.device for parameter in own}
+        for device in devices:
+            here = own if len(devices) == 1 else [parameter for parameter in own if parameter.device == device]
             rows, row_weights = _rows(bank, blocks, here, weights.to(device))
             factor = None if scale is None else scale.to(device)
             _step_group(base, group, here, rows, row_weights, factor, usable.to(device))

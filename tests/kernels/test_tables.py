@@ -6,7 +6,7 @@ from torch import Tensor
 from marble_kernels.launches import launches
 from marble_kernels.memo import Memo
 from marble_kernels.segments import Rows
-from marble_kernels.signature import Signature
+from marble_kernels.signature import Key, Signature, lasting_signature, signature
 from marble_kernels.tables import LANES, Launch, Segment
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ def plan(
     single: int = 0,
 ) -> list[Launch]:
     table = torch.tensor([[16]] * len(segments) if addresses is None else addresses)
-    seen = Signature(tuple(segments), tuple(table.flatten().tolist()))
+    seen = Signature(Key(tuple(segments)), Key(tuple(table.flatten().tolist())))
     return launches([seen], lambda: segments, lambda: table, CPU, unroll, programs, groups, single=single)
 
 
@@ -77,7 +77,7 @@ def test_the_same_tensors_make_nothing_new_and_moved_ones_their_addresses_alone(
             calls.append("segments")
             return [Segment(8, FP32, parameter=0), Segment(16, FP32, parameter=1)]
 
-        return launches([Signature("a kind", tuple(addresses))], segments, table, CPU, 1)
+        return launches([Signature(Key("a kind"), Key(tuple(addresses)))], segments, table, CPU, 1)
 
     first = call([16, 32])
     assert call([16, 32]) is first
@@ -122,6 +122,20 @@ def test_a_signature_tells_tensors_apart() -> None:
     variants += [Rows(base[:1]), Rows([base[:1]]), Rows([[base[:1]]])]
     keys = {(rows.form, rows.signature()) for rows in variants}
     assert len(keys) == len(variants)
+
+
+def test_lasting_tensors_are_looked_at_again_only_when_they_changed() -> None:
+    tensors = [torch.zeros(3, 4), torch.zeros(2)]
+    first = lasting_signature(tensors)
+    assert first == signature(tensors)
+    assert lasting_signature(tensors) is first
+    tensors[1].data = torch.zeros(2, dtype=torch.bfloat16)
+    assert lasting_signature(tensors) == signature(tensors) != first
+    # The same place, another object: what was known of the old one does not count.
+    tensors[0] = tensors[0].t()
+    assert lasting_signature(tensors) == signature(tensors)
+    view = tensors[1].view(torch.float16)
+    assert lasting_signature([tensors[0], view]) == signature([tensors[0], view]) != signature(tensors)
 
 
 def test_a_memo_forgets_the_least_recently_used() -> None:
