@@ -2,6 +2,8 @@
 
     python benchmarks/gpu_check.py                    half an hour on one H200, estimated
     python benchmarks/gpu_check.py --quick            tests and kernels only
+    python benchmarks/gpu_check.py --only epoch recipe --seconds 500
+                                                      parts with one of these words; none starts after 500 s
 
 Each part runs in a process of its own and its output is kept in results/gpu_check/; the exit status is that of the
 tests. Rows go to results/kernels.jsonl, results/step_cost.jsonl and results/epoch.jsonl, and a table of all parts
@@ -27,6 +29,7 @@ PARTS = {
     "all other tests of the kernels": ["-m", "pytest", "tests/kernels", "-q", "-k", "not gpu"],
     "two GPUs over nccl": ["-m", "pytest", "tests/test_sharded.py", "-q", "-k", "nccl", "-rs"],
     "kernels": ["benchmarks/kernels.py", "--device", "cuda"],
+    "the host's share of a step": ["benchmarks/step_host.py", "--store"],
     "step cost, SD3.5 Medium": ["benchmarks/step_cost.py", "--model", "sd35", "--device", "cuda", "--rounds", "3"],
     "step cost, checkpointing": [
         *("benchmarks/step_cost.py", "--model", "sd35", "--device", "cuda", "--rounds", "3"),
@@ -53,18 +56,34 @@ def run(name: str, command: list[str]) -> tuple[int, float, str]:
     return done.returncode, time.perf_counter() - start, (output.strip().splitlines() or [""])[-1]
 
 
+def chosen(words: list[str] | None, quick: bool) -> list[str]:
+    """Names of the parts to run; ``SystemExit`` for a word that no part has."""
+    names = list(QUICK if quick else PARTS)
+    unknown = [word for word in words or () if not any(word in name for name in names)]
+    if unknown:
+        sys.exit(f"no part is called {', '.join(unknown)}; there are: {', '.join(names)}")
+    return [name for name in names if words is None or any(word in name for word in words)]
+
+
 def main() -> None:
     """Run all parts and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tests and kernels only")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="parts whose name holds one of these words")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no part after this time")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("no CUDA device is available to torch: these checks need one (install a CUDA build of torch)")
-    names = QUICK if arguments.quick else tuple(PARTS)
-    results = {name: run(name, PARTS[name]) for name in names}
+    names = chosen(arguments.only, arguments.quick)
+    start, results = time.perf_counter(), {}
+    for name in names:
+        if time.perf_counter() - start < arguments.seconds:
+            results[name] = run(name, PARTS[name])
     print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}")
     for name, (status, seconds, last) in results.items():
         print(f"{name:<32} {'passed' if status == 0 else f'FAILED ({status})':<12} {seconds:7.1f} s   {last[:100]}")
+    for name in names[len(results) :]:
+        print(f"{name:<32} NOT RUN, after {arguments.seconds:.0f} s")
     sys.exit(max(status != 0 for status, _, _ in results.values()))
 
 
