@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,10 @@ class GradientBank:
 
     def __len__(self) -> int:
         return len(self.blocks)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is known of the rows holds for these tensors, not for their copies.
+        return {**self.__dict__, "_rows": None}
 
     @torch.no_grad()
     def add(self, reward: int, parameters: Sequence[Tensor], gradients: Iterable[Tensor | None]) -> None:

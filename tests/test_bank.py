@@ -1,9 +1,12 @@
 """The bank accumulates one gradient per reward and keeps them apart."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import Parameter
 
+from marble_kernels.segments import Rows
 from marble_opt.bank import GradientBank, add_to_grad
 from toys import flat, normal, parameters
 
@@ -152,3 +155,31 @@ def test_an_expanded_gradient_can_be_added_to() -> None:
     add_to_grad([param], [torch.ones(2)])
     assert param.grad is not None
     assert param.grad.tolist() == [2, 2]
+
+
+def test_rows_are_looked_at_once_until_something_is_elsewhere() -> None:
+    params = parameters()
+    bank = GradientBank(2)
+    for reward in range(2):
+        bank.add(reward, params, [torch.ones_like(p) for p in params])
+
+    def current() -> bool:
+        rows = bank.rows(params)
+        rows.check("a test", lambda: None)
+        fresh = Rows([bank.blocks.get(p) for p in params], [p.grad for p in params])
+        fresh.check("a test", lambda: None)
+        return torch.equal(rows.table(), fresh.table())
+
+    first = bank.rows(params)
+    assert bank.rows(params) is first
+    assert current()
+    copied, owners = copy.deepcopy((bank, params))
+    rows = copied.rows(owners)
+    rows.check("a test", lambda: None)
+    assert rows.table()[0, 0] == copied.blocks[owners[0]].data_ptr()
+    params[0].grad = torch.ones_like(params[0])
+    assert bank.rows(params) is not first
+    assert current()
+    bank.clear()
+    bank.add(0, params[1:], [torch.ones_like(params[1])])
+    assert current()
