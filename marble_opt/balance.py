@@ -25,13 +25,14 @@ class Solution:
     """What one Gram matrix gives; K rewards in S slots (a slot is a reward or a group of rewards).
 
     ``alpha`` [S] weights before smoothing, ``norms`` [S] |g_s|, ``active`` bool [S], ``members`` [S, K] the
-    mean over each slot's active rewards, ``gap`` the duality gap (NaN where the balancer has none).
+    mean over each slot's active rewards (``None``: each reward is a slot of its own), ``gap`` the duality gap (NaN where
+    the balancer has none).
     """
 
     alpha: Tensor
     norms: Tensor
     active: Tensor
-    members: Tensor
+    members: Tensor | None
     gap: Tensor
 
 
@@ -64,6 +65,7 @@ class BalanceRule:
     ) -> None:
         self.rewards = check_rewards(rewards)
         self.slots, self.membership = _slots(self.rewards, groups)
+        self.grouped = bool(groups)
         self._constants: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
         self.normalize, self.floor, self.balancer = normalize, floor, balancer
         check_floor(floor, len(self.slots))
@@ -110,18 +112,21 @@ class BalanceRule:
         ``resolution`` is the relative precision that the Gram was computed with: a group whose members cancel down to
         that level has no direction of its own and leaves the simplex.
         """
-        on = active.to(gram.dtype)
         gram = torch.where(active.unsqueeze(-1) & active, gram, 0)
-        members = self._constant("membership", gram) * on
-        members = members / members.sum(-1, keepdim=True).clamp_min(1)
-        slots = members @ gram @ members.mT
-        norms = slots.diagonal().clamp_min(0).sqrt()
-        noise = _ROUNDING * resolution * (members @ gram.diagonal())
-        running = (norms > 0) & (norms.square() >= noise)
+        members: Tensor | None = None
+        if self.grouped:
+            members = self._constant("membership", gram) * active.to(gram.dtype)
+            members = members / members.sum(-1, keepdim=True).clamp_min(1)
+            noise = _ROUNDING * resolution * (members @ gram.diagonal())
+            gram = members @ gram @ members.mT
+        norms = gram.diagonal().clamp_min(0).sqrt()
+        running = norms > 0
+        if self.grouped:
+            running = running & (norms.square() >= noise)
         prior = self._prior(norms)
         if prior is not None:
             running = running & (prior > 0)
-        alpha, gap = self._weights(slots, norms, running)
+        alpha, gap = self._weights(gram, norms, running)
         return Solution(alpha, norms, running, members, gap)
 
     def coefficients(self, alpha: Tensor, solution: Solution) -> Tensor:
@@ -132,7 +137,8 @@ class BalanceRule:
             on = solution.active.to(alpha)
             mean_norm = (solution.norms * on).sum() / on.sum().clamp_min(1)
             alpha = torch.where(solution.active, mean_norm * alpha / solution.norms, 0.0)
-        return torch.where(solution.active, alpha, 0.0) @ solution.members
+        alpha = torch.where(solution.active, alpha, 0.0)
+        return alpha if solution.members is None else alpha @ solution.members
 
     def _prior(self, like: Tensor) -> Tensor | None:
         if isinstance(self.balancer, RowBalancer):

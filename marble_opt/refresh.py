@@ -37,12 +37,13 @@ def refresh(full: Tensor, offered: list[bool], rule: BalanceRule, memory: Marble
     limits = torch.finfo(full.dtype)
     memory, full = memory.to(full.device), full.to(memory.alpha.dtype)
     energy = full.diagonal()[:size]
-    # A copy from the host only where it says something: a captured graph cannot hold one.
-    was_offered = torch.ones_like(energy, dtype=torch.bool)
+    # NaN compares as false.
+    finite = energy.abs() < torch.inf
+    active, broken = finite & (energy >= limits.tiny), ~finite
     if not all(offered):
+        # A copy from the host only where it says something: a captured graph cannot hold one.
         was_offered = torch.tensor(offered, device=full.device)
-    finite = torch.isfinite(energy)
-    active = was_offered & finite & (energy >= limits.tiny)
+        active, broken = active & was_offered, broken & was_offered
     solution = rule.solve(full[:size, :size], active, limits.eps)
     stored, seen = smooth(memory.alpha, memory.seen, solution.alpha, solution.active, ema)
     alpha = _applied(stored, solution, rule)
@@ -50,15 +51,17 @@ def refresh(full: Tensor, offered: list[bool], rule: BalanceRule, memory: Marble
     # c_k and the length c_k |g_k| of its part have to fit in the rows' format.
     lengths = coefficients * torch.where(active, energy, 0.0).sqrt()
     solved = (torch.stack([coefficients, lengths]).abs() <= limits.max).all()
-    usable = ((coefficients != 0).any() | rule.observing) & torch.isfinite(full[-1, -1]) & solved
+    usable = solved & (full[-1, -1].abs() < torch.inf)
+    if not rule.observing:
+        usable = usable & coefficients.any()
     new = replace(
         memory,
         alpha=torch.where(solved, stored, memory.alpha),
         seen=torch.where(solved, seen, memory.seen),
         coefficients=torch.where(active & solved, coefficients, memory.coefficients),
-        skipped=memory.skipped + (~active).to(torch.int64),
-        nonfinite=memory.nonfinite + (was_offered & ~finite).to(torch.int64),
-        dropped_steps=memory.dropped_steps + (~usable).to(torch.int64),
+        skipped=memory.skipped + ~active,
+        nonfinite=memory.nonfinite + broken,
+        dropped_steps=memory.dropped_steps + ~usable,
     )
     report = Balance(
         rewards=rule.rewards,
