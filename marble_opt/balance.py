@@ -25,7 +25,7 @@ class Solution:
     """What one Gram matrix gives; K rewards in S slots (a slot is a reward or a group of rewards).
 
     ``alpha`` [S] weights before smoothing, ``norms`` [S] |g_s|, ``active`` bool [S], ``members`` [S, K] the
-    mean over each slot's active rewards (``None``: each reward is a slot of its own), ``gap`` the duality gap (NaN where
+    mean over each slot's active rewards (``None``: each reward is its own slot), ``gap`` the duality gap (NaN where
     the balancer has none).
     """
 
