@@ -26,14 +26,14 @@ def numbers(seeds: Iterable[int | None], values: dict[str, float], wobble: float
     ]
 
 
-def crd_rows(marble: float) -> list[dict]:
-    """The share of Marble's steps against a reward is ``marble``, the sum's 0.4."""
+def crd_rows(marble: float, score: float = 0.6) -> list[dict]:
+    """``marble``: its share of steps against a reward, where the sum has 0.4; ``score``: its own, where it has 0.6."""
     lengths = ["epochs=12", "rollout.prompts=8", "rollout.images=6", "optimizer.name=adamw", "optimizer.lr=2e-3"]
     own = {"settings": {"overrides": lengths}, "step": 24}
     rows = numbers([None], {"heldout/clean": 0.5, "heldout/clean/stderr": 0.02}, variant="base model", **own)
     rows += numbers(range(3), {"heldout/clean": 0.3}, 0.01, variant="clean", **own)
-    for wobble, variant, share in ((0.01, "five:sum", 0.4), (0.02, "five:marble", marble)):
-        values = {"heldout/clean": 0.6, "conflict_share/gradient": 0.0, "conflict_share/step": share}
+    for wobble, variant, own_score, share in ((0.01, "five:sum", 0.6, 0.4), (0.02, "five:marble", score, marble)):
+        values = {"heldout/clean": own_score, "conflict_share/gradient": 0.0, "conflict_share/step": share}
         rows += numbers(range(3), values, wobble, variant=variant, **own)
     return rows
 
@@ -96,15 +96,16 @@ def test_without_rows_subsections_say_what_makes_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("conflicts", "said"),
+    ("conflicts", "score", "of_gains", "of_steps"),
     [
-        (0.1, "against a reward: below the weighted sum: Marble (−0.290)"),
-        (0.8, "against a reward: above the weighted sum: Marble (+0.410)"),
+        (0.1, 0.9, "above the weighted sum's in 1, below it in 0", "below the weighted sum: Marble (−0.290)"),
+        (0.8, 0.2, "above the weighted sum's in 0, below it in 1", "above the weighted sum: Marble (+0.410)"),
     ],
 )
-def test_crd_conflicts(conflicts: float, said: str, tmp_path: Path) -> None:
-    text = text_of(tmp_path, "crd", crd_rows(conflicts), crd)
-    assert said in text
+def test_crd(conflicts: float, score: float, of_gains: str, of_steps: str, tmp_path: Path) -> None:
+    text = text_of(tmp_path, "crd", crd_rows(conflicts, score), crd)
+    assert f"Five rewards: of 1 gains Marble's is {of_gains}" in text
+    assert f"Five rewards, steps taken against a reward: {of_steps}" in text
     assert "Trained on clean alone, clean falls (-0.19" in text
     assert "12 epochs of 8 prompts × 6 images, 24 steps of adamw" in text
 

@@ -113,7 +113,7 @@ def _reading(rows: Sequence[Row], rewards: Sequence[str]) -> str:
             sentences.append(_moves(own, words, metric))
             sentences.append(sentence(own, methods_of(own), metric, f"{words}, its gain by parts of the loss", PAPER))
             continue
-        sentences.append(_counts(own, task, rewards))
+        sentences.append(_counts(own, task, rewards) if pick(own, method=MARBLE) else "")
         sentences.append(
             sentence(own, methods_of(own), "conflict/step", f"{task.capitalize()}, steps taken against a reward")
         )

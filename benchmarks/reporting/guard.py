@@ -54,8 +54,9 @@ def section(page: Page) -> str:
         "Momentum and preconditioning make the optimizer's step another vector than the combined gradient. A step is "
         "*harmful* if it opposes the descent direction of an active reward of its own batch, by more than rounding; "
         'with the guard (`guard="step"`) it is projected back to where it hurts none. The toy is a small network '
-        "with conflicting regressions, tiny the text-to-image model of the first section. *Corrected*: the share of "
-        "steps that the guard moved, and by how much of their length. Mean ± 95 % t-interval over seeds. "
+        "with conflicting regressions, tiny the text-to-image model of the first section; all forms have the same "
+        "learning rate. *Corrected*: the share of steps that the guard moved, *size of a "
+        "correction*: by how much of their length. Mean ± 95 % t-interval over seeds. "
         f"{LEGEND} Measured on {conditions(measured)}."
     )
     tables = [_table(pick(rows, task=task), measured, task) for task in distinct(rows, "task")]

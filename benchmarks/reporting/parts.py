@@ -1,6 +1,6 @@
 """Where the time of a step goes, and how ranks share rows: step_cost_parts.jsonl and distributed.jsonl."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .gathered import Number, spread
 from .markdown import conditions, table
@@ -21,15 +21,19 @@ def _parts(rows: Sequence[Number]) -> str:
     head = "### Where does the time go?\n\n"
     if not rows:
         return head + absent("the parts of a step", COMMAND)
-    counts = sorted({row["rewards"] for row in rows})
-    cells = {(row["method"], row["rewards"]): row for row in rows}
-    models = ", ".join(sorted({row["settings"]["model"] for row in rows}))
     words = (
-        f"The parts of one micro-step of the {models} model (batch {rows[0]['settings']['batch']}), in ms, measured in "
-        "turn: median [20 %, 80 %] over "
-        f"{'/'.join(map(str, sorted({row['settings']['rounds'] for row in rows})))} rounds. *Watched*: the engine that "
-        f"keeps what the factored pass needs is attached. Measured on {conditions(rows)}."
+        "The parts of one micro-step, measured in turn, in ms: median [20 %, 80 %] over rounds. *Watched*: the engine "
+        "that keeps what the factored pass needs is attached."
     )
+    groups = _grouped(rows, lambda row: (row["settings"]["model"], row["hardware"]))
+    return "\n\n".join([head + words, *(text for group in groups for text in _machine(group))])
+
+
+def _machine(rows: Sequence[Number]) -> list[str]:
+    """Of one model on one machine: conditions, table, reading."""
+    settings, counts = rows[0]["settings"], sorted({row["rewards"] for row in rows})
+    cells = {(row["method"], row["rewards"]): row for row in rows}
+    words = f"*{settings['model']}* model, batch {settings['batch']}, {settings['rounds']} rounds; {conditions(rows)}:"
     lines = [
         [name, *(spread(cells[name, k], 1e-3, 1) if (name, k) in cells else "" for k in counts)]
         for name in dict.fromkeys(row["method"] for row in rows)
@@ -45,38 +49,46 @@ def _parts(rows: Sequence[Number]) -> str:
                 "the factored pass"
             )
     reading = [f"Reading: {'; '.join(sentences)}."] if sentences else []
-    return "\n\n".join([head + words, table(["part", *(f"K = {k}" for k in counts)], lines), *reading])
+    return [words, table(["part", *(f"K = {k}" for k in counts)], lines), *reading]
 
 
 def _ranks(rows: Sequence[Number]) -> str:
     head = "### How should ranks share the rows?\n\n"
     if not rows:
         return head + absent("the ranks' collectives", RANKS_COMMAND)
+    words = (
+        "K rows of P numbers are reduced by one collective, as marble_opt does, or scattered, each rank combining its "
+        "part of the columns, and gathered, which sends less in three collectives. *Flags*: the small collective that "
+        "both need. ms per step, median [20 %, 80 %] over rounds."
+    )
+    groups = _grouped(rows, lambda row: (row["settings"]["ranks"], row["settings"]["backend"], row["hardware"]))
+    return "\n\n".join([head + words, *(text for group in groups for text in _backend(group))])
+
+
+def _backend(rows: Sequence[Number]) -> list[str]:
+    """Of one number of ranks and one backend: conditions, table, reading."""
+    settings = rows[0]["settings"]
     cells = {(row["settings"]["rewards"], row["settings"]["numbers"], row["settings"]["form"]): row for row in rows}
     sizes = list(dict.fromkeys((count, numbers) for count, numbers, _ in cells))
     forms = list(dict.fromkeys(form for *_, form in cells))
-    settings = rows[0]["settings"]
-    words = (
-        f"K rows of P numbers on {settings['ranks']} ranks ({settings['backend']}): reduced by one collective, as "
-        "marble_opt does, or scattered, each rank combining its part of the columns, and gathered, which sends less in "
-        "three collectives. *Flags*: the small collective that both need. ms per step, median [20 %, 80 %] of "
-        f"{rows[0]['rounds']} rounds. Measured on {conditions(rows)}."
-    )
+    facts = f"{settings['ranks']} ranks, {settings['backend']}, {rows[0]['rounds']} rounds; {conditions(rows)}:"
     lines = [
         [str(k), str(p), *(spread(cells[k, p, form], 1e-3) if (k, p, form) in cells else "" for form in forms)]
         for k, p in sizes
     ]
-    pairs = [[cells[(*size, form)]["value"] for form in (REDUCED, SCATTERED)] for size in sizes if _both(cells, size)]
-    ratios = [scattered / reduced for reduced, scattered in pairs]
+    known = [size for size in sizes if all((*size, form) in cells for form in (REDUCED, SCATTERED))]
+    ratios = [cells[(*size, SCATTERED)]["value"] / cells[(*size, REDUCED)]["value"] for size in known]
     reading = []
     if ratios:
         reading.append(
             f"Reading: one reduction is faster in {sum(ratio > 1 for ratio in ratios)} of {len(ratios)} sizes; "
             f"scattering takes {min(ratios):.1f} to {max(ratios):.1f} times as long."
         )
-    header = ["K", "P", *(form.replace("_", "-") for form in forms)]
-    return "\n\n".join([head + words, table(header, lines, left=0), *reading])
+    return [facts, table(["K", "P", *(form.replace("_", "-") for form in forms)], lines, left=0), *reading]
 
 
-def _both(cells: dict, size: tuple[int, int]) -> bool:
-    return all((*size, form) in cells for form in (REDUCED, SCATTERED))
+def _grouped(rows: Sequence[Number], key: Callable[[Number], tuple]) -> list[list[Number]]:
+    groups: dict[tuple, list[Number]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return list(groups.values())

@@ -9,7 +9,7 @@ from .blocks import score_table, span
 from .gathered import Number, gather
 from .markdown import conditions
 from .page import Page, absent
-from .selection import BASE, MARBLE, distinct, label, pick, seeds_of
+from .selection import BASE, MARBLE, distinct, label, metrics_of, pick, seeds_of
 from .verdicts import mean_of, reading, sentence
 
 COMMAND = "python benchmarks/slider.py"
@@ -34,7 +34,7 @@ def section(page: Page) -> str:
     """Text, table, reading and figure."""
     head = "## Does one model with a slider reach the front of several models?\n\n"
     measured, rows = page.measured("slider"), slider_rows(page)
-    methods = [name for name in _METHODS if pick(rows, method=name)]
+    methods = [name for name in _METHODS if metrics_of(pick(rows, method=name), "front/")]
     if not methods:
         return head + absent("the sliders", COMMAND)
     (first, second), reference = _front(measured, "trained")
