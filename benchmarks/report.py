@@ -5,10 +5,28 @@ Sections are modules of ``reporting``; one whose rows are missing says which com
 
 from pathlib import Path
 
-from reporting import ablations, classic, cost, defeats, dials, digits, repeat, solvers, tiny
+from reporting import (
+    ablations,
+    classic,
+    cost,
+    crd,
+    defeats,
+    dials,
+    digits,
+    editing,
+    guard,
+    promises,
+    repeat,
+    slider,
+    solvers,
+    tiny,
+)
 from reporting.page import Page
 
-SECTIONS = (tiny, dials, ablations, cost, solvers, classic, digits, defeats, repeat)
+SECTIONS = (
+    *(tiny, dials, ablations, crd, slider, editing, guard),
+    *(cost, solvers, promises, classic, digits, defeats, repeat),
+)
 INTRODUCTION = """# The comparison
 
 A model that is trained with several rewards, or losses, at once usually gets their weighted sum. marble_opt keeps one

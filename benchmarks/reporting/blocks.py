@@ -24,19 +24,19 @@ def score_table(
     *,
     times: Sequence[Row] = (),
     reference: Sequence[str] = (),
+    other: str = SUM,
+    unsigned: tuple[str, ...] = ("conflict/",),
 ) -> str:
-    """A line per method: n, the metrics (name → heading), marked against the weighted sum, and the time per step.
+    """A line per method: n, the metrics (name → heading), marked against ``other``, and the time per step.
 
-    All but shares are changes, and show their sign.
+    All but the metrics that start with one of ``unsigned`` are changes, and show their sign.
 
     ``times``: the rows that hold it, ``reference``: the cells of a line that comes first.
     """
     found = [[mean_of(rows, method, metric) for metric in metrics] for method in methods]
     lines = [list(reference)] if reference else []
-    for method, texts in zip(
-        methods, columns(found, [not name.startswith("conflict/") for name in metrics]), strict=True
-    ):
-        marked = [cell + mark(rows, method, metric) for cell, metric in zip(texts, metrics, strict=True)]
+    for method, texts in zip(methods, columns(found, [not name.startswith(unsigned) for name in metrics]), strict=True):
+        marked = [cell + mark(rows, method, metric, other) for cell, metric in zip(texts, metrics, strict=True)]
         time = [text(relative_time(times, method), 2)] if times else []
         lines.append([label(method), str(len(pick(rows, method=method))), *marked, *time])
     return table(["method", "n", *metrics.values(), *(["time / sum"] if times else [])], lines)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from .markdown import conditions, table
 from .page import Page, absent
+from .parts import subsections
 from .plots import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, canvas, caption, tidy
 
 COMMAND = "python benchmarks/step_cost.py"
@@ -33,7 +34,7 @@ def section(page: Page) -> str:
     head = "## What does a step cost?\n\n"
     rows = [row for row in page.measured("step_cost") if row["settings"]["model"] == MODEL]
     if not rows:
-        return head + absent("the cost of a step", COMMAND)
+        return "\n\n".join([head + absent("the cost of a step", COMMAND), *subsections(page)])
     cells: Cells = {(row["method"], row["rewards"], row["metric"]): row for row in rows}
     counts = sorted({row["rewards"] for row in rows})
     words = (
@@ -45,6 +46,7 @@ def section(page: Page) -> str:
         "8th micro-batch only are to be compared with the weighted sum that does the same."
     )
     parts = [head + words, _table(cells, counts), _reading(cells, counts), _figure(page, rows, cells, counts)]
+    parts += subsections(page)
     return "\n\n".join(parts)
 
 

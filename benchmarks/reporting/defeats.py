@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from comparison.methods import METHODS, SUM
 from comparison.rows import Row
 
+from . import crd, editing, guard, slider
 from .ablations import name_of
 from .blocks import tail
 from .intervals import LEVEL, Interval, difference
@@ -31,7 +32,15 @@ from .spreads import own as not_borrowed
 from .tasks import split, words
 from .tiny import TIMED, tiny_rows
 
-QUESTIONS = ("tiny", "dials", "ablations", "classic", "digits")
+# Questions whose rows are not those of one file, as they stand there.
+_OWN_ROWS = {
+    "tiny": tiny_rows,
+    "CRD": crd.crd_rows,
+    "slider": slider.compared,
+    "editing and video": editing.compared,
+    "step guard": guard.compared,
+}
+QUESTIONS = ("tiny", "dials", "ablations", "CRD", "slider", "editing and video", "step guard", "classic", "digits")
 _FAMILIES = ("gain", "judge")
 _HEADER = (
     "question",
@@ -129,8 +138,8 @@ def is_rival(question: str, method: str) -> bool:
 
 
 def _rows(page: Page, question: str) -> list[Row]:
-    if question == "tiny":
-        return tiny_rows(page)
+    if question in _OWN_ROWS:
+        return _OWN_ROWS[question](page)
     rows = reported(page.rows(question))
     return completed(rows) if question == "dials" else rows
 

@@ -15,6 +15,13 @@ _DIRECTIONS = {
     "reached": HIGHER,
     "iterations": LOWER,
     "distance": LOWER,
+    "loss/": LOWER,
+    "front/trained/hypervolume_of_five": HIGHER,
+    "front/judges/hypervolume_of_five": HIGHER,
+    "front/trained/spacing": LOWER,
+    "front/judges/spacing": LOWER,
+    "front/trained/monotone": HIGHER,
+    "front/judges/monotone": HIGHER,
 }
 # Distances to a front: nearer than this is no better, farther (infinity too) no worse.
 _NEAREST, _FARTHEST = 1e-3, 1e3

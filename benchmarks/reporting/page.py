@@ -46,6 +46,13 @@ class Page:
         """Write the figure beside the rows; the Markdown that shows it."""
         figure.savefig(self.folder / f"{name}.png", dpi=110)
         plt.close(figure)
+        return self._link(name, words)
+
+    def drawn(self, name: str, words: str) -> list[str]:
+        """The Markdown that shows a figure that its benchmark drew beside the rows; nothing if it is not there."""
+        return [self._link(name, words)] if (self.folder / f"{name}.png").exists() else []
+
+    def _link(self, name: str, words: str) -> str:
         return f"![{words}]({'results/' if self._committed else ''}{name}.png)"
 
     @property

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from . import host
 from .markdown import conditions, number, table
 from .page import Page, absent
 from .plots import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, canvas, caption, tidy
@@ -26,10 +27,12 @@ def section(page: Page) -> str:
     rows = page.measured("kernels")
     if not rows:
         return head + absent("solvers and kernels", COMMAND)
+    hosts = [row for row in rows if row.get("benchmark") == host.BENCHMARK]
+    rows = [row for row in rows if row.get("benchmark") != host.BENCHMARK]
     solvers = [row for row in rows if "elements" not in row["settings"]]
     parts = [head + _solvers(page, [row for row in solvers if "NVIDIA" not in row["hardware"]])]
     kernels = [row for row in rows if "elements" in row["settings"]]
-    return "\n\n".join([*parts, _kernels(kernels)])
+    return "\n\n".join([*parts, _kernels(kernels), host.paragraph(hosts)])
 
 
 def _solvers(page: Page, rows: list[dict]) -> str:

@@ -49,7 +49,8 @@ def sentence(rows: Sequence[Row], methods: Sequence[str], metric: str, words: st
     undecided = [short(name) for name, value in found.items() if value.sign == 0]
     if undecided:
         others = "the others" if parts and len(undecided) > _NAMED else listed(undecided)
-        parts.append(f"not told apart from it: {others}")
+        known = "it" if parts else f"the {label(other)}"
+        parts.append(f"not told apart from {known}: {others}")
     return f"{words}: {'; '.join(parts)}."
 
 
