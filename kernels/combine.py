@@ -41,7 +41,7 @@ def combine(
         ValueError: shapes or devices that do not fit.
         RuntimeError: ``impl="triton"`` where the kernel cannot run, with the reason; a graph capture of a new call.
     """
-    view = rows if isinstance(rows, Rows) else Rows(rows, shared)
+    view = Rows.of(rows, shared)
     given = [out] if isinstance(out, Tensor) else out
     limit = view.check(
         ("combine", out is None, isinstance(out, Tensor), signature(given or ()).kinds), lambda: _limit(view, out)

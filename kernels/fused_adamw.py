@@ -67,7 +67,7 @@ def fused_adamw(
         ValueError: lists of unequal length, shapes, devices or numbers that do not fit.
         RuntimeError: ``impl="triton"`` where the kernel cannot run, with the reason; a graph capture of a new call.
     """
-    view = rows if isinstance(rows, Rows) else Rows(rows, shared)
+    view = Rows.of(rows, shared)
     lists = (params, exp_avgs, exp_avg_sqs, steps)
     states = [lasting_signature(each) for each in lists]
     limit = view.check(("adamw", *[each.kinds for each in states]), lambda: _check(view, *lists))

@@ -44,7 +44,7 @@ def gram(
         RuntimeError: ``impl="triton"`` where the kernel cannot run, with the reason; a graph capture of a call whose
             tensors are new (make it once before).
     """
-    view = rows if isinstance(rows, Rows) else Rows(rows, shared)
+    view = Rows.of(rows, shared)
     weights = _metric(metric, view)
     count = _group_count(groups, len(view.columns), view.flat)
     limit = view.check(("gram", signature(weights or ()).kinds), lambda: _limit(view, weights))

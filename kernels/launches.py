@@ -18,7 +18,9 @@ from .memo import Memo
 from .signature import Key, Signature
 from .tables import VECTOR_BYTES, Launch, Segment, Upload, make_launches, upload
 
-KEPT = 16  # plans: each holds some 40 bytes per address; those that a graph was captured with stay for good
+# Plans without addresses, and addresses that plans are kept for (some 40 MB): a step has a plan per parameter group,
+# and where gradients move, new ones each time. Those that a graph was captured with stay for good.
+LAYOUTS, ADDRESSES = 1024, 2**20
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,13 @@ class Plan:
     launches: list[Launch]
     uploads: tuple[Upload, ...]
 
+    def weight(self) -> int:
+        """Addresses, and a few more for what every plan takes."""
+        return 64 + sum(launch.addresses.numel() for launch in self.launches)
 
-_layouts: Memo[Plan] = Memo(KEPT)  # plans without addresses
-_plans: Memo[Plan] = Memo(KEPT)
+
+_layouts: Memo[Plan] = Memo(LAYOUTS)
+_plans: Memo[Plan] = Memo(ADDRESSES, Plan.weight)
 _captured: dict[Hashable, Plan] = {}
 
 

@@ -12,28 +12,35 @@ T = TypeVar("T")
 
 
 class Memo(Generic[T]):
-    """At most ``size`` results. Errors are not kept."""
+    """Results of total weight ``size`` at most, the last one in any case. Errors are not kept.
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.found: OrderedDict[Hashable, T] = OrderedDict()
+    Args:
+        size: how many results, if each weighs 1.
+        weigh: the weight of a result, in any unit.
+    """
+
+    def __init__(self, size: int, weigh: Callable[[T], int] = lambda _: 1) -> None:
+        self.size, self.weigh, self.total = size, weigh, 0
+        self._found: OrderedDict[Hashable, T] = OrderedDict()
 
     def get(self, key: Hashable) -> T | None:
         """The result kept under ``key``, if any."""
-        if key not in self.found:
+        if key not in self._found:
             return None
-        self.found.move_to_end(key)
-        return self.found[key]
+        self._found.move_to_end(key)
+        return self._found[key]
 
     def forget(self, key: Hashable) -> None:
         """Drop what is kept under ``key``, if anything."""
-        self.found.pop(key, None)
+        if key in self._found:
+            self.total -= self.weigh(self._found.pop(key))
 
     def __call__(self, key: Hashable, find: Callable[[], T]) -> T:
         """The result kept under ``key``, or a new one."""
-        if key not in self.found:
-            self.found[key] = find()
-            while len(self.found) > self.size:
-                self.found.popitem(last=False)
-        self.found.move_to_end(key)
-        return self.found[key]
+        if key not in self._found:
+            self._found[key] = found = find()
+            self.total += self.weigh(found)
+            while self.total > self.size and len(self._found) > 1:
+                self.total -= self.weigh(self._found.popitem(last=False)[1])
+        self._found.move_to_end(key)
+        return self._found[key]

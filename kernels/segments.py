@@ -20,7 +20,7 @@ Blocks: TypeAlias = Sequence[Tensor | None]
 Lists: TypeAlias = Sequence[Sequence[Tensor | None]]
 RowsLike: TypeAlias = Tensor | Blocks | Lists
 SharedLike: TypeAlias = Tensor | Sequence[Tensor | None] | None
-_facts: Memo["Facts"] = Memo(64)
+_facts: Memo["Facts"] = Memo(1024)
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -73,6 +73,15 @@ class Rows:
         self._kinds = kinds
         self._steps: Tensor | None = None
         self._signature: Signature | None = None
+
+    @classmethod
+    def of(cls, rows: "RowsLike | Rows", shared: SharedLike) -> "Rows":
+        """``rows`` itself if it is one already, whose shared row is its own."""
+        if isinstance(rows, Rows):
+            if shared is not None:
+                raise ValueError("these rows have their shared row with them: give shared=None")
+            return rows
+        return cls(rows, shared)
 
     def check(self, key: Hashable, others: Callable[[], str | None]) -> str | None:
         """Check everything unless the same was checked before; returns why the kernel cannot run, or ``None``.

@@ -32,7 +32,13 @@ class Signature(NamedTuple):
     addresses: Key
 
 
-_lasting: Memo[tuple[list["ref[Tensor]"], Signature]] = Memo(64)
+class _Lasting(NamedTuple):
+    owners: list["ref[Tensor]"]
+    forms: list[object]
+    signature: Signature
+
+
+_lasting: Memo[_Lasting] = Memo(1024)
 
 
 def signature(tensors: Sequence[Tensor | None]) -> Signature:
@@ -50,21 +56,23 @@ def signature(tensors: Sequence[Tensor | None]) -> Signature:
 
 
 def lasting_signature(tensors: Sequence[Tensor]) -> Signature:
-    """The same of tensors that live for many steps, such as parameters and moments, at a third of the price.
+    """The same of tensors that live for many steps, such as parameters and moments, at half the price.
 
-    Objects that are still alive and still at their addresses are not looked at again: what swaps a tensor's data, as
-    ``module.half()`` does, gives it another address. (Shapes and strides are tuples, so many of which also wake the
-    garbage collector.)
+    Shapes and strides are not asked of objects that are still alive, at their addresses, of their dtype and as
+    contiguous as they were. (These are tuples, so many of which also wake the garbage collector.) What swaps a tensor's
+    data, as ``module.half()`` does, changes one of these; a reshaped view of the same memory does not, and needs not.
     """
     key, addresses = (len(tensors), id(tensors[0]) if tensors else 0), places(tensors)
+    forms: list[object] = [tensor.dtype for tensor in tensors]
+    forms += [tensor.is_contiguous() for tensor in tensors]
     known = _lasting.get(key)
     if known is not None:
-        owners, seen = known
+        same = known.signature.addresses.value == addresses and known.forms == forms
         # An id alone may be that of an object that came after it.
-        if seen.addresses.value == addresses and all(map(operator.is_, [owner() for owner in owners], tensors)):
-            return seen
+        if same and all(map(operator.is_, [owner() for owner in known.owners], tensors)):
+            return known.signature
         _lasting.forget(key)
-    return _lasting(key, lambda: ([ref(tensor) for tensor in tensors], signature(tensors)))[1]
+    return _lasting(key, lambda: _Lasting([ref(tensor) for tensor in tensors], forms, signature(tensors))).signature
 
 
 def places(tensors: Sequence[Tensor | None]) -> tuple[int, ...]:

@@ -66,6 +66,11 @@ class GradientBank:
 
     def _block(self, parameter: Tensor) -> Tensor:
         if parameter not in self.blocks:
+            if parameter.is_complex():
+                raise ValueError(
+                    f"a parameter of shape {list(parameter.shape)} is complex, and gradients are compared as real: "
+                    "hold torch.view_as_real of it as the parameter"
+                )
             dtype = torch.promote_types(parameter.dtype, torch.float32)
             part = local_part(parameter)
             self.blocks[parameter] = torch.zeros(self.size, *part.shape, dtype=dtype, device=part.device)

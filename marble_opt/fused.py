@@ -29,8 +29,6 @@ def obstacle(base: Optimizer) -> str | None:
         if any(group[name] for group in base.param_groups):
             return f"the base optimizer has {name}=True"
     parameters = [parameter for group in base.param_groups for parameter in group["params"]]
-    if any(dtype.is_complex for dtype in {parameter.dtype for parameter in parameters}):
-        return "a parameter is complex"
     if any_sharded(parameters):
         return "a parameter is sharded (FSDP2)"
     hooks = (

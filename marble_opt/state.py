@@ -71,8 +71,9 @@ class MarbleState:
         So that they keep their addresses from step to step, as a base optimizer's do: a captured CUDA graph then goes
         on from the last replay's weights and counts.
         """
-        if self.alpha.device != new.alpha.device:
-            return new
+        if self.alpha.device != new.alpha.device or self.alpha.is_inference():
+            # What was loaded under inference_mode cannot be written to. Copies, as reports hold the tensors of ``new``.
+            return new.load(new.state_dict())
         for item in fields(self):
             if isinstance(value := getattr(self, item.name), Tensor):
                 value.copy_(getattr(new, item.name))

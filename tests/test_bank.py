@@ -183,3 +183,10 @@ def test_rows_are_looked_at_once_until_something_is_elsewhere() -> None:
     bank.clear()
     bank.add(0, params[1:], [torch.ones_like(params[1])])
     assert current()
+
+
+def test_complex_parameters_are_refused() -> None:
+    bank = GradientBank(2)
+    parameter = Parameter(torch.zeros(3, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"shape \[3\] is complex.*view_as_real"):
+        bank.add(0, [parameter], [torch.ones(3, dtype=torch.complex64)])

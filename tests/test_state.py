@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from marble_opt import Marble
+from marble_opt.state import MarbleState
 from toys import LENGTH, NAMES, normal, parameters, quadratic_losses, same, values
 
 
@@ -92,6 +93,26 @@ def test_the_state_keeps_its_place_in_memory_and_reports_stay_as_they_were(optio
     for found, then in reports:
         for name, value in found.items():
             torch.testing.assert_close(value, then[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_first_report_stays_as_it_was_where_the_state_comes_to_another_device() -> None:
+    old, new = (MarbleState.new(NAMES, NAMES) for _ in range(2))
+    taken = old.to(torch.device("meta")).take(new)
+    taken.skipped.add_(1)
+    assert not new.skipped.any()
+    assert old.take(new).skipped is old.skipped
+
+
+def test_a_state_loaded_under_inference_mode_is_stepped_on() -> None:
+    run, other = Run(), Run()
+    run.advance(range(3))
+    with torch.inference_mode():
+        other.opt.load_state_dict(through_a_file(run.opt.state_dict()))
+    ours = other.opt._cycle.memory
+    assert ours.alpha.is_inference()
+    other.opt._cycle.finish()
+    assert not other.opt._cycle.memory.alpha.is_inference()
+    assert torch.equal(other.opt._cycle.memory.alpha, run.opt._cycle.memory.alpha)
 
 
 def test_a_loaded_state_is_apart_from_the_one_it_came_from() -> None:

@@ -33,7 +33,13 @@ class SD3Backbone(PipelineBackbone):
     def plan_of(cls, parts: Parts, settings: ModelSettings) -> Plan:
         shift = _shift(parts["scheduler"])
         side = latent_side(parts, settings.resolution)
-        return Plan((parts["transformer"].config["in_channels"], side, side), Schedule(shift))
+        inputs, made = parts["transformer"].config["in_channels"], parts["vae"].config["latent_channels"]
+        if inputs != made:
+            raise ValueError(
+                f"the transformer of {settings.name} takes {inputs} channels, and its VAE's latents have {made}: the "
+                "two do not belong together"
+            )
+        return Plan((inputs, side, side), Schedule(shift))
 
     def velocity(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         with self.autocast():

@@ -222,7 +222,8 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """
     try:
         return _to_config(merged(read(name), OmegaConf.from_dotlist(list(overrides))))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:
+        # omegaconf raises a TypeError for a null in place of a list's member.
         raise ValueError(f"{name}: {error}") from error
 
 

@@ -151,6 +151,8 @@ def test_a_null_that_takes_nothing_away_is_refused(tmp_path: Path) -> None:
         load_config(str(path))
     with pytest.raises(ValueError, match="at least one of sources and of rewards"):
         load_config("tiny", [f"sources.{name}=null" for name in ("general", "text", "composition")])
+    with pytest.raises(ValueError, match="sequential: .*None"):
+        load_config("sequential", ["stages.0=null"])
 
 
 def test_all_weights_zero_are_refused() -> None:

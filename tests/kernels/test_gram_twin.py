@@ -7,6 +7,7 @@ from torch import Generator, Tensor
 
 from families import FAMILIES
 from marble_kernels.gram import gram
+from marble_kernels.segments import Rows
 
 SHAPES = ((3,), (5, 7), (101,))
 
@@ -112,3 +113,10 @@ def test_metric_and_groups(random: Generator) -> None:
 def test_refusals(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gram(**options)
+
+
+def test_rows_made_before_bring_their_shared_row() -> None:
+    blocks, shared = [torch.ones(2, 3), torch.ones(2, 4)], [torch.ones(3), None]
+    assert torch.equal(gram(Rows(blocks, shared)), gram(blocks, shared=shared))
+    with pytest.raises(ValueError, match="shared=None"):
+        gram(Rows(blocks), shared=shared)

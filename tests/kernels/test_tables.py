@@ -91,6 +91,24 @@ def test_the_same_tensors_make_nothing_new_and_moved_ones_their_addresses_alone(
     assert calls == ["table", "segments", "table", "table", "segments"]
 
 
+def test_a_step_of_many_groups_finds_all_its_plans() -> None:
+    calls: list[int] = []
+
+    def call(group: int) -> list[Launch]:
+        def table() -> Tensor:
+            calls.append(group)
+            return torch.full((12, 9), 16 + 16 * group)
+
+        kind, place = Key(("group", group)), Key(("many", group))
+        segments = [Segment(8, FP32, parameter=index) for index in range(12)]
+        return launches([Signature(kind, place)], lambda: segments, table, CPU, 1)
+
+    for _ in range(3):
+        for group in range(300):
+            call(group)
+    assert calls == list(range(300))
+
+
 def test_a_table_holds_where_each_row_begins() -> None:
     base, shared = torch.zeros(3, 4, 2), torch.zeros(4, 2)
     place, last = base.data_ptr(), shared.data_ptr()
@@ -134,6 +152,16 @@ def test_lasting_tensors_are_looked_at_again_only_when_they_changed() -> None:
     # The same place, another object: what was known of the old one does not count.
     tensors[0] = tensors[0].t()
     assert lasting_signature(tensors) == signature(tensors)
+    # A square one that its data's transpose takes the place of has everything but its strides.
+    square = torch.zeros(3, 3)
+    seen = lasting_signature([square])
+    square.data = square.data.t()
+    assert lasting_signature([square]) == signature([square]) != seen
+    square.data = square.data.t()
+    half = torch.zeros(3, 3).view(torch.int32)
+    lasting_signature([half])
+    half.data = half.data.view(torch.float32)
+    assert lasting_signature([half]) == signature([half])
     view = tensors[1].view(torch.float16)
     assert lasting_signature([tensors[0], view]) == signature([tensors[0], view]) != signature(tensors)
 
@@ -143,3 +171,20 @@ def test_a_memo_forgets_the_least_recently_used() -> None:
     assert [memo(key, lambda key=key: key * 10) for key in (1, 2, 1, 3)] == [10, 20, 10, 30]
     assert memo.get(1) == 10
     assert memo.get(2) is None
+
+
+def test_a_memo_weighs_what_it_keeps() -> None:
+    memo: Memo[int] = Memo(10, lambda value: value)
+    for key in (4, 5):
+        memo(key, lambda key=key: key)
+    assert (memo.get(4), memo.total) == (4, 9)
+    memo(3, lambda: 3)
+    assert (memo.get(5), memo.get(4), memo.total) == (None, 4, 7)
+    memo.forget(4)
+    memo.forget(4)
+    assert memo.total == 3
+    # What is too heavy is kept all the same until the next one comes.
+    assert memo(20, lambda: 20) == memo.get(20) == 20
+    assert (memo.get(3), memo.total) == (None, 20)
+    memo(1, lambda: 1)
+    assert (memo.get(20), memo.total) == (None, 1)

@@ -50,6 +50,15 @@ def test_a_folder_that_lacks_a_part_is_refused_by_name(tiny_sd3: Path, tmp_path:
 
 
 @pytest.mark.usefixtures("no_weights")
+def test_a_vae_of_another_model_is_refused(tiny_sd3: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_sd3, tmp_path / "sd3")
+    path = tmp_path / "sd3" / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"latent_channels": 4}))
+    with pytest.raises(ValueError, match="takes 16 channels, and its VAE's latents have 4: the two do not belong"):
+        load_backbone(ModelSettings(str(tmp_path / "sd3")))
+
+
+@pytest.mark.usefixtures("no_weights")
 def test_an_index_without_a_clip_is_refused(tiny_sd3: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_sd3, tmp_path / "sd3")
     path = tmp_path / "sd3" / "model_index.json"
