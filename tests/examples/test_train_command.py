@@ -28,21 +28,18 @@ SMALL = (
 )
 
 
+def words(output: Path, *options: str) -> tuple[str, ...]:
+    return (*SMALL, "--output", str(output), *options)
+
+
 def start(output: Path, *options: str, launcher: Sequence[str] = (sys.executable,)) -> subprocess.Popen[str]:
-    command = [*launcher, str(SCRIPT), *SMALL, "--output", str(output), *options]
+    command = [*launcher, str(SCRIPT), *words(output, *options)]
     # What a shell starts in the background ignores Ctrl-C, and so would its children.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def finish(output: Path, *options: str, launcher: Sequence[str] = (sys.executable,)) -> str:
-    process = start(output, *options, launcher=launcher)
-    printed, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return printed
 
 
 def stop_after(output: Path, epochs: int, how: signal.Signals, *options: str) -> tuple[int, str]:
@@ -78,7 +75,7 @@ def epochs_of(output: Path) -> list[dict[str, float]]:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     output = tmp_path_factory.mktemp("unbroken")
-    return output, finish(output)
+    return output, trainer_cases.run_command(*words(output))
 
 
 def test_an_interrupted_killed_and_resumed_run_equals_an_unbroken_one(
@@ -89,7 +86,7 @@ def test_an_interrupted_killed_and_resumed_run_equals_an_unbroken_one(
     assert "add --resume to continue" in errors
     code, _ = stop_after(tmp_path, 3, signal.SIGKILL, "--resume")
     assert code == -signal.SIGKILL
-    finish(tmp_path, "--resume")
+    trainer_cases.run_command(*words(tmp_path, "--resume"))
     assert all(torch.equal(a, b) for a, b in zip(adapters(unbroken[0]), adapters(tmp_path), strict=True))
 
 
@@ -97,8 +94,10 @@ def test_an_interrupted_killed_and_resumed_run_equals_an_unbroken_one(
 def test_ranks_and_sharding_change_nothing(parallel: str, unbroken: tuple[Path, str], tmp_path: Path) -> None:
     """Two epochs on two ranks, with shards or without, four alone: what each saves is whole."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    finish(tmp_path, "epochs=2", f"parallel={parallel}", launcher=launcher)
-    finish(tmp_path, "--resume")
+    process = start(tmp_path, "epochs=2", f"parallel={parallel}", launcher=launcher)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    trainer_cases.run_command(*words(tmp_path, "--resume"))
     for a, b in zip(adapters(unbroken[0]), adapters(tmp_path), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     rows, alone = epochs_of(tmp_path), epochs_of(unbroken[0])
@@ -126,7 +125,5 @@ def test_it_leaves_table_figure_and_rows(unbroken: tuple[Path, str]) -> None:
 
 
 def test_a_second_run_into_the_same_folder_needs_resume(unbroken: tuple[Path, str]) -> None:
-    process = start(unbroken[0])
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert "holds a run already: continue it with --resume" in errors
+    with pytest.raises(SystemExit, match="holds a run already: continue it with --resume"):
+        trainer_cases.run_command(*words(unbroken[0]))
