@@ -30,8 +30,8 @@ def _patch_with_index(tensor: type, *scope: object) -> None:
 
 interpreter._patch_lang_tensor = _patch_with_index
 
-# Each call of a jit function within a kernel redirects all of triton.language once more: half of the time. The first one
-# will do: what it redirects is never restored, or else the next launch redirects it again.
+# Each call of a jit function within a kernel redirects all of triton.language once more: half of the time. The first is
+# enough: what it redirects is never restored, or else the next launch redirects it again.
 _call = interpreter.InterpretedFunction.__call__
 _called = set()
 
