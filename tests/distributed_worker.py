@@ -207,10 +207,14 @@ def on_two_ranks(work: Callable[..., None], folder: Path, *arguments: str) -> li
 
 
 def start_two(work: Callable[..., None], *arguments: Any) -> None:
-    """Run ``work(rank, *arguments)`` in two processes.
+    """Run ``work(rank, *arguments)`` in two processes."""
+    mp.start_processes(work, args=arguments, nprocs=2, start_method=preloaded())
 
-    They are copies of one process without threads or a CUDA context, which imports torch once for all tests of this
-    process: a fresh interpreter takes 4 s of CPU before its first step.
+
+def preloaded() -> str:
+    """The start method of processes that are copies of one without threads or a CUDA context.
+
+    It imports torch once for all tests of this process: a fresh interpreter takes 4 s of CPU before its first step.
     """
     mp.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "torch.nn.parallel"])
-    mp.start_processes(work, args=arguments, nprocs=2, start_method="forkserver")
+    return "forkserver"
