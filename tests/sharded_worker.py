@@ -168,8 +168,8 @@ CASES |= {
 }
 
 
-# Ten steps for DDP and FSDP2, solved in each and in every fifth. For other options as many as it takes until a reward was
-# absent and is back, or until the second refresh.
+# Ten steps for DDP and FSDP2, solved in each and in every fifth. Under other options until a reward was absent and
+# is back, or until the second refresh.
 LONG = ("ddp-mapping-1", "ddp-mapping-5", "fsdp-mapping-1", "fsdp-mapping-5")
 
 
