@@ -1,11 +1,7 @@
-"""Two ranks under torchrun, of which one kills itself in the first attempt; the second attempt resumes and finishes.
-
-torchrun --standalone --nproc-per-node 2 --max-restarts 1 tests/elastic_worker.py FOLDER
-"""
+"""Two ranks of an elastic agent, of which one kills itself in the first attempt; the second resumes and finishes."""
 
 import os
 import signal
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -56,8 +52,8 @@ def train(path: Path | None, kill_at: int | None = None) -> dict[str, Any]:
     return state | {"resumed_from": start}
 
 
-def main() -> None:
-    folder, attempt = Path(sys.argv[1]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+def main(folder: Path) -> None:
+    attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     warnings.simplefilter("error", UserWarning)
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -67,7 +63,3 @@ def main() -> None:
     save_checkpoint(folder / f"rank{dist.get_rank()}.pt", {"attempt": attempt, "broken": broken, "whole": whole})
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

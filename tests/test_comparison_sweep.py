@@ -2,11 +2,13 @@
 
 import importlib
 import sys
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 import sweep_question
+from distributed_worker import preloaded
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from comparison.cells import Cell
@@ -18,8 +20,9 @@ QUESTIONS = ("tiny", "tiny_judges", "dials", "ablations", "classic_tuning", "cla
 
 
 def test_a_sweep_keeps_what_ran_names_what_did_not_and_goes_on(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("comparison.sweep.get_context", lambda method: get_context(preloaded()))
     assert sweep(sweep_question, "quick", tmp_path) == 1
     rows = load(tmp_path / "counting.jsonl")
     assert [(row["method"], row["seed"]) for row in rows if "values" in row] == [("twice", 0), ("twice", 1)]

@@ -1,23 +1,45 @@
-"""A rank killed under torchrun: the elastic agent restarts all, and they go on from the last checkpoint."""
+"""A rank killed under torchrun's agent: it restarts all, and they go on from the last checkpoint."""
 
-import os
-import subprocess
-import sys
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
-from elastic_worker import EVERY, KILLED_AT, STEPS
+import pytest
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from distributed_worker import preloaded
+from elastic_worker import EVERY, KILLED_AT, STEPS, main
 from marble_opt import load_checkpoint
 from toys import same
 
-WORKER = Path(__file__).with_name("elastic_worker.py")
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
-def test_a_killed_rank_resumes_and_ends_like_the_unbroken_run(tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "--max-restarts", "1", "--monitor-interval", "0.1", str(WORKER), str(tmp_path)]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=variables)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Those of this process come back: the agent sets its own."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_killed_rank_resumes_and_ends_like_the_unbroken_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    # What torchrun --standalone --nproc-per-node 2 --max-restarts 1 makes of its arguments.
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        run_id="killed",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=1,
+        monitor_interval=0.1,
+        start_method=preloaded(),
+    )
+    elastic_launch(config, main)(tmp_path)
     ranks = [load_checkpoint(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     for each in ranks:
         assert each["attempt"] == 1, "the first attempt was killed"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distributed_worker import start_two
 from factored_cases import compare_blocks, error, loop, make_loss, matches_loop, move, trained
 from marble_opt import SeparableLoss
 from marble_opt.factored import FactoredEngine
@@ -154,5 +155,5 @@ def _ddp_rank(rank: int, folder: str) -> None:
 
 
 def test_gradients_stay_local_under_ddp(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_ddp_rank, (str(tmp_path),), nprocs=2)
+    start_two(_ddp_rank, str(tmp_path))
     assert {path.name for path in tmp_path.glob("passed*")} == {"passed0", "passed1"}

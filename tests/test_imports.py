@@ -8,6 +8,7 @@ OPTIONAL = (
     "triton",
     "diffusers",
     "peft",
+    "safetensors",
     "transformers",
     "accelerate",
     "cvxpy",
@@ -23,8 +24,11 @@ HOOK = f"""
 import sys
 
 class Refuse:
+    asked = set()
+
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {OPTIONAL!r}:
+            self.asked.add(name.partition(".")[0])
             raise ImportError(f"refused {{name}}")
 
 sys.meta_path.insert(0, Refuse())
@@ -36,7 +40,8 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=checkout, timeout=400)
 
 
-def test_a_step_runs_without_any_optional_package() -> None:
+def test_it_runs_without_any_optional_package() -> None:
+    """A step, a preference and a kernel's twin, in one process; preferences do not even try diffusers and peft."""
     done = python(
         HOOK + "import torch, marble_opt\n"
         "p = torch.nn.Parameter(torch.ones(3))\n"
@@ -44,9 +49,15 @@ def test_a_step_runs_without_any_optional_package() -> None:
         "opt.backward({'a': p.sum(), 'b': p[0] * 2}, shared=p[1] * 0)\n"
         "opt.step()\n"
         "print(opt.report.scalars()['balance/conflict'])\n"
+        "import marble_opt.preferences as preferences\n"
+        "conditioning = preferences.PreferenceConditioning(['a'], 2)\n"
+        "with conditioning.preference(torch.ones(1)): pass\n"
+        "print(sorted({'diffusers', 'peft', 'safetensors'} & Refuse.asked))\n"
+        "import marble_kernels.gram as g, marble_kernels.combine, marble_kernels.fused_adamw\n"
+        "print(g.gram(torch.ones(2, 3)).tolist())"
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "0.0"
+    assert done.stdout.splitlines() == ["0.0", "[]", "[[3.0, 3.0], [3.0, 3.0]]"]
 
 
 def test_the_hook_refuses() -> None:

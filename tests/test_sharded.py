@@ -1,4 +1,4 @@
-"""DDP and FSDP2 on two processes with half of each batch: as one process with the whole of it, for ten steps."""
+"""DDP and FSDP2 on two processes with half of each batch: as one process with the whole of it."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distributed_worker import Share, on_two_ranks
-from sharded_worker import CASES, STEPS, Result, run, worker
+from sharded_worker import CASES, Result, run, steps_of, worker
 
 Ranks = list[dict[str, Result]]
 
@@ -22,7 +22,7 @@ def test_result_is_that_of_one_process_with_the_whole_batch(name: str, two_ranks
     tolerance = 1e-5 if "float32" in name else 1e-10
     for ours in two_ranks:
         assert ours[name]["said"] == alone["said"]
-        assert len(alone["said"]) == STEPS
+        assert len(alone["said"]) == steps_of(name)
         for key in ("params", "moments", "coefficients"):
             torch.testing.assert_close(ours[name][key], alone[key], rtol=tolerance, atol=tolerance)
 

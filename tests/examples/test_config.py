@@ -18,9 +18,10 @@ def test_every_preset_loads(name: str) -> None:
     assert config.total_epochs >= 1
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
-def test_presets_have_the_prompts_that_need_no_download(name: str) -> None:
-    for source, settings in load_config(name).sources.items():
+def test_presets_have_the_prompts_that_need_no_download() -> None:
+    """Each once: most presets have those of the recipe."""
+    sources = [item for preset in PRESETS.glob("*.yaml") for item in load_config(preset.stem).sources.items()]
+    for source, settings in {repr(item): item for item in sources}.values():
         if settings.path.startswith(("tiny:", "generated:")):
             train, test = (load_prompts(source, settings, held_out) for held_out in (False, True))
             trained, kept = ({(p.text, p.metadata.get("image")) for p in prompts} for prompts in (train, test))

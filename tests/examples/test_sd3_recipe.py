@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from trainer_cases import run_command
 
 import make_pipeline
 import make_rewards
@@ -32,11 +33,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(work: Path, output: str, *options: str, launcher: tuple[str, ...] = (sys.executable,)) -> str:
-    command = [*launcher, str(SCRIPT), "--config", "tiny_sd3", "--output", output, *options]
-    result = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=500, check=False)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+def train(work: Path, output: str, *options: str) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        return run_command("--config", "tiny_sd3", "--output", output, *options)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,9 @@ def test_all_rewards_are_trained_on(trained: Path) -> None:
 
 @pytest.mark.soak
 def test_two_ranks_train_and_one_goes_on(work: Path) -> None:
-    train(work, "ranks", "epochs=1", "model.precision=bf16", launcher=TORCHRUN)
+    options = ("--config", "tiny_sd3", "--output", "ranks", "epochs=1", "model.precision=bf16")
+    result = subprocess.run([*TORCHRUN, str(SCRIPT), *options], cwd=work, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr
     train(work, "ranks", "model.precision=bf16", "--resume")
     check_rows(work / "ranks" / "marble-seed0")
 

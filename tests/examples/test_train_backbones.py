@@ -1,16 +1,15 @@
 """`train.py --model FOLDER` end to end on the three kinds of pipelines, with each algorithm, on a CPU."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import FluxKontextPipeline, LTX2Pipeline, StableDiffusion3Pipeline
 from safetensors.torch import load_file
+from trainer_cases import run_command
 
 import make_edits
-import train
 from backbones.interface import Backbone
 from backbones.load import load_backbone
 from backbones.preferred import load_preferred, preferring
@@ -69,10 +68,7 @@ def run(request: pytest.FixtureRequest, folders: dict[str, Path], tmp_path_facto
     words = ["--config", str(place / "small.yaml"), "--model", str(folders[kind]), "--algorithm", algorithm]
     settings = [f"model.{name}={value}" for name, value in MODEL.items()]
     words += ["--balance", method, "--output", str(place), "--device", "cpu", *settings]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["train.py", *words])
-        train.main()
-    torch.use_deterministic_algorithms(False)
+    run_command(*words)
     return kind, algorithm, place / f"{method}-seed0"
 
 

@@ -123,22 +123,19 @@ def test_only_the_default_adapter_is_trained_whichever_is_used() -> None:
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(method: str, tmp_path: Path) -> None:
     rate = ("optimizer.schedule=linear", "optimizer.warmup=1") if method == "gdpo" else ()
     options = (f"method={method}", "balance.ema=0.5", "balance.refresh_every=2", "epochs=4", *rate)
-    unbroken = small_trainer(*options)
-    for _ in range(4):
-        unbroken.train_epoch()
-    first = small_trainer(*options)
-    for _ in range(2):
-        first.train_epoch()
-    checkpoint.save(tmp_path, first.state_dict())
-    second = small_trainer(*options)
+    unbroken, second = small_trainer(*options), small_trainer(*options)
+    unbroken.train_epoch()
+    # Between two refreshes: the next step needs the last one's coefficients.
+    checkpoint.save(tmp_path, unbroken.state_dict())
     second.load_state_dict(checkpoint.load(tmp_path))
-    for _ in range(2):
-        second.train_epoch()
+    for trainer in (unbroken, second):
+        for _ in range(2):
+            trainer.train_epoch()
     assert all(torch.equal(a, b) for a, b in zip(adapter_weights(unbroken), adapter_weights(second), strict=True))
     for name in ("train/colour", "lr", "kl", "grad_norm"):
         assert [row[name] for row in second.history] == [row[name] for row in unbroken.history]
     if rate:
-        assert [row["lr"] for row in second.history] == [0, 0.75, 0.5, 0.25]
+        assert [row["lr"] for row in second.history] == [0, 0.75, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -156,10 +153,9 @@ def test_micro_batches_change_nothing(method: str, anchor: str) -> None:
     whole, parts = small_trainer(*options), small_trainer(*options, *cut)
     for trainer in (whole, parts):
         trainer.train_epoch()
-        trainer.train_epoch()
     for a, b in zip(adapter_weights(whole), adapter_weights(parts), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
-    assert whole.step == 6
+    assert whole.step == 3
 
 
 def test_a_gradient_scaler_changes_nothing_but_the_scale() -> None:

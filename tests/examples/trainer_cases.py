@@ -1,7 +1,13 @@
 """Small runs of the trainer."""
 
+import contextlib
+import io
+import sys
+from unittest import mock
+
 import torch
 
+import train
 from backbones.load import load_backbone
 from rewards.scorer import Scorer
 from trainer.config import Config, load_config
@@ -49,3 +55,14 @@ def adapter_weights(trainer: Trainer) -> list[torch.Tensor]:
     """Copies of all adapters' weights."""
     names = trainer.adapters.names
     return [w.detach().clone() for name in names for w in trainer.adapters.parameters(name).values()]
+
+
+def run_command(*words: str) -> str:
+    """What ``examples/train.py`` with these words prints: in this process, which has imported all it needs."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    try:
+        with mock.patch.object(sys, "argv", ["train.py", *words]), contextlib.redirect_stdout(io.StringIO()) as printed:
+            train.main()
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+    return printed.getvalue()

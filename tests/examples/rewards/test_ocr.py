@@ -8,6 +8,7 @@ import torch
 from text_images import text_image
 
 from rewards.ocr import OcrReward, ocr
+from rewards.pil_images import pil_images
 from rewards.registry import RewardSettings, build
 
 
@@ -42,9 +43,10 @@ CASES = [
 def test_what_is_read_is_scored_by_the_rule(reward: OcrReward, case: int) -> None:
     image, target, lenient, exact = CASES[case]
     metadata = [{"text": target}]
-    assert reward(image[None], ["a sign"], metadata).tolist() == pytest.approx([lenient])
-    strict = OcrReward(reward.reader, exact=True)
-    assert strict(image[None], ["a sign"], metadata).tolist() == pytest.approx([exact])
+    (read,) = map(reward.reader, pil_images(image[None]))
+    for rule, score in ((False, lenient), (True, exact)):
+        scored = OcrReward(lambda _: read, exact=rule)(image[None], ["a sign"], metadata)
+        assert scored.tolist() == pytest.approx([score])
 
 
 def test_a_batch_is_scored_where_text_is_asked_for(reward: OcrReward) -> None:
