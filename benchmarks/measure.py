@@ -1,23 +1,18 @@
 """What the benchmarks share: a stop watch, quantiles, and the facts that every row carries."""
 
 import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-import marble_opt
-
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
-from trainer.rows import commit, hardware  # noqa: E402
+from trainer.provenance import commit, hardware, versions  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -33,15 +28,6 @@ def facts(benchmark: str, settings: dict, packages: Sequence[str] = ("torch",)) 
         "commit": commit(),
         "date": date.today().isoformat(),
     }
-
-
-def versions(packages: Sequence[str] = ("torch",)) -> dict[str, str]:
-    """Versions of Python, of ours, and of those ``packages`` that are installed."""
-    found = {"marble_opt": marble_opt.__version__, "python": platform.python_version()}
-    for name in packages:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def seconds(work: Callable[[], object], device: str = "cpu") -> float:

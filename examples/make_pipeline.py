@@ -48,7 +48,7 @@ def make(folder: Path, kind: str = "sd3", size: str = "tiny", seed: int = 0, lef
         part = build()
         if isinstance(part, nn.Module):
             part = materialise(part, dtype, generator)
-        with quiet():
+        with quiet("diffusers", "transformers"):
             part.save_pretrained(folder / name)
         del part
     write_index(folder, shapes, left_out)

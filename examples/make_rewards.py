@@ -53,7 +53,7 @@ def make(folder: Path, seed: int = 0) -> Path:
     """Write the models to ``folder`` and return it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with torch.random.fork_rng(), quiet():
+    with torch.random.fork_rng(), quiet("diffusers", "transformers"):
         torch.manual_seed(seed)
         model = randomised(CLIPModel(clip_config()))
         model.save_pretrained(folder / "clip")

@@ -153,14 +153,14 @@ def cache(components: Components, videos: int, rng: np.random.Generator) -> tupl
 
 def load(folder: Path) -> LTX2Pipeline:
     """The pipeline of a folder in fp32, quietly."""
-    with quiet():
+    with quiet("diffusers", "transformers"):
         return LTX2Pipeline.from_pretrained(folder, torch_dtype=torch.float32)
 
 
 def save(pipeline: LTX2Pipeline, folder: Path, kept: set[str], facts: dict) -> None:
     """Write the pipeline but the parts ``kept``, in fp16, which halves the shipped checkpoint, and the facts."""
     folder.mkdir(parents=True, exist_ok=True)
-    with quiet():
+    with quiet("diffusers", "transformers"):
         for name, part in pipeline.components.items():
             # transformers would load the encoder in the precision it was saved in.
             if isinstance(part, nn.Module) and name != "text_encoder":

@@ -4,18 +4,17 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
+from importlib import import_module
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Switch the bars of diffusers and transformers off for a block; those that were on come back after it.
+def quiet(*packages: str) -> Iterator[None]:
+    """Switch the bars of ``packages``, "diffusers" and "transformers", off for a block; those that were on come back.
 
     So is the warning that ``torch_dtype`` is now called ``dtype``: older supported versions know that name only.
     """
-    shown = [kind for kind in (diffusers_logging, transformers_logging) if kind.is_progress_bar_enabled()]
+    loggers = [import_module(f"{package}.utils.logging") for package in packages]
+    shown = [kind for kind in loggers if kind.is_progress_bar_enabled()]
     for kind in shown:
         kind.disable_progress_bar()
     try:
@@ -29,6 +28,8 @@ def quiet() -> Iterator[None]:
 
 def without_torchvision_notices() -> None:
     """Drop transformers' notices that an image processor falls back to Pillow: the one with Pillow is meant."""
+    from transformers.utils import logging as transformers_logging
+
     for handler in transformers_logging.get_logger("transformers").handlers:
         handler.addFilter(_other_than_torchvision)
 

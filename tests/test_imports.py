@@ -41,7 +41,8 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_runs_without_any_optional_package() -> None:
-    """A step, a preference and a kernel's twin, in one process; preferences do not even try diffusers and peft."""
+    """A step, a preference, a kernel's twin and the kernels' benchmark, in one process; preferences do not even try
+    diffusers and peft."""
     done = python(
         HOOK + "import torch, marble_opt\n"
         "p = torch.nn.Parameter(torch.ones(3))\n"
@@ -54,10 +55,13 @@ def test_it_runs_without_any_optional_package() -> None:
         "with conditioning.preference(torch.ones(1)): pass\n"
         "print(sorted({'diffusers', 'peft', 'safetensors'} & Refuse.asked))\n"
         "import marble_kernels.gram as g, marble_kernels.combine, marble_kernels.fused_adamw\n"
-        "print(g.gram(torch.ones(2, 3)).tolist())"
+        "print(g.gram(torch.ones(2, 3)).tolist())\n"
+        "sys.path.insert(0, 'benchmarks')\n"
+        "import measure, kernel_bandwidth, kernels_solvers, kernels_step, step_host\n"
+        "print(sorted(measure.facts('a test', {})['versions']))"
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["0.0", "[]", "[[3.0, 3.0], [3.0, 3.0]]"]
+    assert done.stdout.splitlines() == ["0.0", "[]", "[[3.0, 3.0], [3.0, 3.0]]", "['marble_opt', 'python', 'torch']"]
 
 
 def test_the_hook_refuses() -> None:

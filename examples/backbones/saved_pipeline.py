@@ -85,7 +85,7 @@ def load_frozen(kind: Any, settings: ModelSettings, left_out: Collection[str] = 
     Raises ``ImportError`` for a missing package, with the command that installs it.
     """
     try:
-        with quiet():
+        with quiet("diffusers", "transformers"):
             pipeline = kind.from_pretrained(
                 settings.name,
                 torch_dtype={"default": DTYPES[settings.precision], "vae": torch.float32},

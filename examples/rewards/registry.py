@@ -105,7 +105,7 @@ def _build(name: str, settings: RewardSettings) -> Reward:
         raise ValueError(f"reward {name}: there is no GPU here for its device {settings.device!r}; or set its url")
     module, factory = FACTORIES[name].split(":")
     try:
-        with quiet():
+        with quiet("transformers"):
             return getattr(import_module(module), factory)(settings)
     except OSError as error:
         raise ValueError(

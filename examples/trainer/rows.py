@@ -1,19 +1,12 @@
 """Results as rows: one JSON object per line."""
 
 import json
-import platform
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
-import diffusers
-import peft
-import torch
-
-import marble_opt
-
 from .differences import flat
+from .provenance import commit, hardware, versions
 from .run import Run
 from .table import BASE, conflict_share
 
@@ -24,13 +17,7 @@ def write_rows(runs: list[Run], path: Path) -> Path:
     """Write a row per method, seed, metric and evaluated step; the commit carries "+" if the tree has changes."""
     shared = {
         "hardware": hardware(),
-        "versions": {
-            "marble_opt": marble_opt.__version__,
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "peft": peft.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(("torch", "diffusers", "peft")),
         "commit": commit(),
         "date": date.today().isoformat(),
     }
@@ -61,20 +48,3 @@ def _results(runs: list[Run]) -> Iterator[tuple[str, int | None, dict, int, dict
 
 def _metrics(names: Sequence[str], summary: Mapping[str, float]) -> dict[str, float]:
     return {f"heldout/{name}{part}": summary[name + part] for name in names for part in ("", "/stderr")}
-
-
-def hardware() -> str:
-    """The processor (or GPU) and the number of threads."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{model}, {torch.get_num_threads()} threads"
-
-
-def commit() -> str:
-    """The short commit of the checkout, "+" added if it has uncommitted changes; "unknown" outside git."""
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--exclude=*"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
