@@ -19,7 +19,14 @@ setup(
     license="Apache-2.0",
     # kernels/ has no __init__.py and another name when installed: a package `kernels` in the root would shadow the one
     # on the package index that transformers imports.
-    packages=["marble_opt", "marble_opt.handlers", "marble_opt.losses", "marble_opt.preferences", "marble_kernels"],
+    packages=[
+        "marble_opt",
+        "marble_opt.per_sample",
+        "marble_opt.per_sample.layers",
+        "marble_opt.losses",
+        "marble_opt.preferences",
+        "marble_kernels",
+    ],
     package_dir={"marble_kernels": "kernels"},
     package_data={"marble_opt": ["py.typed"], "marble_kernels": ["py.typed"]},
     python_requires=">=3.10",

@@ -13,7 +13,7 @@ import torch
 from measure import RESULTS, facts, quantiles, seconds, store
 from step_cost_forms import MODELS, Form, Setting
 
-from marble_opt.factored import FactoredEngine
+from marble_opt.per_sample.engine import RowEngine
 
 FILE = RESULTS / "step_cost_parts.jsonl"
 
@@ -26,15 +26,15 @@ def parts(setting: Setting, rewards: int) -> dict[str, Callable[[], float]]:
         with torch.set_grad_enabled(gradients):
             return seconds(lambda: setting.velocity(setting.x_0, t), setting.device)
 
-    def watched(work: Callable[[FactoredEngine], float]) -> float:
-        with FactoredEngine(setting.model, verify=False) as engine:
+    def watched(work: Callable[[RowEngine], float]) -> float:
+        with RowEngine(setting.model, 3) as engine:
             return work(engine)
 
     def ordinary() -> float:
         loss, _ = form.loss(False)
         return seconds(lambda: torch.autograd.grad(loss.terms.sum(), setting.parameters), setting.device)
 
-    def factored(engine: FactoredEngine) -> float:
+    def factored(engine: RowEngine) -> float:
         loss, _ = form.loss(False)
         return seconds(lambda: engine.gradients(loss, setting.parameters), setting.device)
 

@@ -1,7 +1,6 @@
 """The gradient bank: one gradient per reward, accumulated over the micro-steps of an optimizer step."""
 
-import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from marble_kernels.signature import lasting_signature
 
 from .gram import gram_of_blocks
 from .ranks import any_sharded, local_part
+from .row_memory import RowMemory, same
 
 
 class GradientBank:
@@ -28,9 +28,14 @@ class GradientBank:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.blocks: dict[Tensor, Tensor] = {}
+        self.memory = RowMemory(size)
         self.offered = [False] * size
         self._rows: Rows | None = None
+
+    @property
+    def blocks(self) -> dict[Tensor, Tensor]:
+        """The rows of this step, [K, *shape] by parameter."""
+        return self.memory.blocks
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -43,38 +48,62 @@ class GradientBank:
     def add(self, reward: int, parameters: Sequence[Tensor], gradients: Iterable[Tensor | None]) -> None:
         """Add a gradient (``None`` for a parameter that it does not reach) to row ``reward``."""
         self.offered[reward] = True
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is None:
-                continue
+        pairs = [(p, gradient) for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+        for parameter, gradient in pairs:
             if gradient.is_sparse:
                 raise ValueError(
                     f"a parameter of shape {list(parameter.shape)} has a sparse gradient: use Embedding(sparse=False)"
                 )
-            self._block(parameter)[reward] += local_part(gradient)
+        self.reserve([parameter for parameter, _ in pairs])
+        kinds: dict[tuple[torch.device, torch.dtype, torch.dtype], list[tuple[Tensor, Tensor]]] = {}
+        for parameter, gradient in pairs:
+            row, local = self._block(parameter)[reward], local_part(gradient)
+            kinds.setdefault((row.device, row.dtype, local.dtype), []).append((row, local))
+        for rows_and_gradients in kinds.values():
+            rows, added = zip(*rows_and_gradients, strict=True)
+            torch._foreach_add_(rows, added)
 
     @torch.no_grad()
-    def add_blocks(self, rewards: Iterable[int], blocks: Mapping[Tensor, Tensor]) -> None:
-        """Add all rows of several parameters at once, [K, *shape] each; ``rewards`` are those that had a loss."""
-        rows = list(rewards)
-        for reward in rows:
+    def add_rows(self, parameter: Tensor, rows: Tensor, offered: Sequence[int]) -> None:
+        """Add all rows of a parameter at once, [K, *shape]; ``offered`` are the rewards that had a loss."""
+        self.offer(offered)
+        block = self._block(parameter)
+        if len(offered) == self.size:
+            block.add_(rows)
+        else:
+            block[offered] += rows[offered]
+
+    def add_block(self, parameter: Tensor, rows: Tensor) -> None:
+        """Add rows whose rewards have been offered."""
+        self._block(parameter).add_(rows)
+
+    def offer(self, rewards: Iterable[int]) -> None:
+        """Note the rewards that had a loss."""
+        for reward in rewards:
             self.offered[reward] = True
-        for parameter, block in blocks.items():
-            if len(rows) == self.size:
-                self._block(parameter).add_(block)
-            else:
-                self._block(parameter)[rows] += block[rows]
+
+    def reserve(self, parameters: Iterable[Tensor]) -> None:
+        """Have memory for the rows of several parameters, in one piece."""
+        self.memory.reserve({parameter: local_part(parameter) for parameter in parameters})
+
+    def has(self, parameter: Tensor) -> bool:
+        """Whether this step has rows of a parameter."""
+        return parameter in self.blocks
+
+    def take_back(self, parameter: Tensor) -> None:
+        """Forget what this step has of a parameter."""
+        self.memory.take_back(parameter)
 
     def _block(self, parameter: Tensor) -> Tensor:
-        if parameter not in self.blocks:
-            if parameter.is_complex():
-                raise ValueError(
-                    f"a parameter of shape {list(parameter.shape)} is complex, and gradients are compared as real: "
-                    "hold torch.view_as_real of it as the parameter"
-                )
-            dtype = torch.promote_types(parameter.dtype, torch.float32)
-            part = local_part(parameter)
-            self.blocks[parameter] = torch.zeros(self.size, *part.shape, dtype=dtype, device=part.device)
-        return self.blocks[parameter]
+        known = self.memory.blocks.get(parameter)
+        if known is not None:
+            return known
+        if parameter.is_complex():
+            raise ValueError(
+                f"a parameter of shape {list(parameter.shape)} is complex, and gradients are compared as real: "
+                "hold torch.view_as_real of it as the parameter"
+            )
+        return self.memory.block(parameter, local_part(parameter))
 
     def complete(self, parameters: Iterable[Tensor]) -> None:
         """Give every parameter a block, so that all ranks reduce the same shapes."""
@@ -90,7 +119,7 @@ class GradientBank:
         known = self._rows
         if any_sharded(parameters):
             return Rows(blocks, shared)
-        if known is None or known.shared is None or not (_same(known.columns, blocks) and _same(known.shared, shared)):
+        if known is None or known.shared is None or not (same(known.columns, blocks) and same(known.shared, shared)):
             # A block is made for its parameter, and autograd holds a gradient to its parameter's shape and device.
             absent = [block is None for block in blocks]
             gradients = [
@@ -139,13 +168,8 @@ class GradientBank:
 
     def clear(self) -> None:
         """Forget all gradients."""
-        self.blocks = {}
+        self.memory.clear()
         self.offered = [False] * self.size
-        self._rows = None
-
-
-def _same(one: Sequence[object], other: Sequence[object]) -> bool:
-    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 @torch.no_grad()

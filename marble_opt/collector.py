@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .bank import GradientBank, add_to_grad
-from .factored import FactoredEngine
-from .ranks import any_sharded, is_sharded, keep_grads, refuse_layout, watching_reduction
+from .per_sample.engine import RowEngine
+from .per_sample.fsdp2 import GatheredRows, gradient_sync
+from .ranks import agree, any_sharded, is_sharded, keep_grads, local_part, refuse_layout, watching_reduction
 from .routes import Losses, check_loss, combine_losses, gradients_of, loop, scalar_losses, total
 from .separable import SeparableLoss
 from .together import finite_on_all, take_part
@@ -24,6 +25,7 @@ class Work:
 
     route: str = "mixed"
     passes: int = 0
+    checks: int = 0
     layers: int = 0
     fallback: dict[str, str] = field(default_factory=dict)
 
@@ -49,14 +51,16 @@ class GradientCollector:
     ) -> None:
         self.rewards, self._parameters, self._acting = rewards, parameters, acting
         self._route, self._check = route, check
-        self.engine: FactoredEngine | None = None
+        self.engine: RowEngine | None = None
         self.process_group: dist.ProcessGroup | None = None
-        self._told = self._told_sharded = False
+        self._told = False
         self.bank = GradientBank(len(rewards))
+        self.gathered = GatheredRows(self.bank)
         self.clear()
 
     def clear(self) -> None:
         """Start a new step."""
+        self.gathered.clear()
         self.bank.clear()
         self.left_out = [False] * len(self.rewards)
         self.micro_step = 0
@@ -93,10 +97,8 @@ class GradientCollector:
         self.micro_step += 1
         self._scaled_by(scaler)
         clear: Tensor | None = None
-        if sharded and coefficients is None:
-            *scalars, rest = take_part([*scalars, rest], losses, shared, parameters, self.process_group)
         if coefficients is None:
-            clear = self._rows(losses, scalars, retain_graph or rest is not None, sharded)
+            clear, rest = self._rows(losses, shared, scalars, rest, retain_graph, parameters, sharded)
         elif self._acting:
             mixed, left_out = combine_losses(losses, scalars, coefficients, self.scaler is not None)
             self.contributed |= sum(loss is not None for loss in scalars) > len(left_out)
@@ -106,7 +108,14 @@ class GradientCollector:
             (rest,) = take_part([rest], losses, shared, parameters, self.process_group)
         if rest is not None:
             self.work.passes += 1
-            add_to_grad(parameters, gradients_of(self._scaled(rest), parameters, retain_graph, clear, sharded))
+            gradients = self._gradients_of(self._scaled(rest), parameters, retain_graph, clear, sharded)
+            add_to_grad(parameters, gradients)
+
+    def _gradients_of(
+        self, loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool, clear: Tensor | None, sharded: bool
+    ) -> list[Tensor | None]:
+        with gradient_sync(self.engine.roots) if sharded and self.engine is not None else nullcontext():
+            return gradients_of(loss, parameters, retain_graph, clear, sharded)
 
     def _shared(self, losses: Losses, shared: Tensor | None, weight: float) -> Tensor | None:
         if weight == 0:
@@ -119,62 +128,85 @@ class GradientCollector:
         return found if found is None or weight == 1 else weight * found
 
     def _rows(
-        self, losses: Losses, scalars: Sequence[Tensor | None], retain_graph: bool, sharded: bool
-    ) -> Tensor | None:
-        """Add the K gradients of one micro-step to the bank; returns a tensor known to hide no reentrant checkpoint."""
-        parameters = self._parameters()
-        if (
-            isinstance(losses, SeparableLoss)
-            and self.engine is not None
-            and self._route != "loop"
-            and not self._unsuited(sharded)
-        ):
-            return None if self._factored(self.engine, losses, parameters, retain_graph) else losses.prediction
+        self,
+        losses: Losses,
+        shared: Tensor | None,
+        scalars: Sequence[Tensor | None],
+        rest: Tensor | None,
+        retain_graph: bool,
+        parameters: Sequence[Tensor],
+        sharded: bool,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Add the K gradients of one micro-step to the bank; returns a tensor known to hide no reentrant checkpoint, and
+        the shared terms to differentiate.
+        """
+        possible = isinstance(losses, SeparableLoss) and self.engine is not None and self._route != "loop"
+        if sharded:
+            possible = not agree([not possible], local_part(parameters[0]).device, self.process_group)[0]
+        if possible and isinstance(losses, SeparableLoss) and self.engine is not None:
+            if sharded:
+                (rest,) = take_part([rest], losses, shared, parameters, self.process_group)
+            clear = None
+            if len(losses.prediction) or sharded:
+                # Of several ranks one may have no sample in this micro-step.
+                clear = self._factored(self.engine, losses, parameters, retain_graph or rest is not None, sharded)
+            return clear, rest
+        if sharded:
+            *scalars, rest = take_part([*scalars, rest], losses, shared, parameters, self.process_group)
+        self._loop(scalars, parameters, retain_graph or rest is not None, sharded)
+        return None, rest
+
+    def _loop(
+        self, scalars: Sequence[Tensor | None], parameters: Sequence[Tensor], retain_graph: bool, sharded: bool
+    ) -> None:
         self.work.route = "loop"
         self.work.passes += sum(loss is not None for loss in scalars)
-        loop(
-            [None if loss is None else self._scaled(loss) for loss in scalars],
-            parameters,
-            retain_graph,
-            lambda index, gradients: self.bank.add(index, parameters, gradients),
-            sharded,
-        )
-        return None
-
-    def _unsuited(self, sharded: bool) -> bool:
-        """Whether the factored route cannot be taken, which is told once."""
-        if not sharded:
-            return False
-        reason = "parameters are sharded (FSDP2), and layers compute with gathered ones unknown to the factored route"
-        if self._route == "factored":
-            raise NotImplementedError(f"route='factored': {reason}; use route='auto' or 'loop', or DDP")
-        self.work.fallback["all parameters"] = reason
-        if not self._told_sharded:
-            self._told_sharded = True
-            warnings.warn(
-                f"every reward takes a backward of its own: {reason}; with route='loop' this is not told", stacklevel=6
+        with gradient_sync(self.engine.roots) if sharded and self.engine is not None else nullcontext():
+            loop(
+                [None if loss is None else self._scaled(loss) for loss in scalars],
+                parameters,
+                retain_graph,
+                lambda index, gradients: self.bank.add(index, parameters, gradients),
+                sharded,
             )
-        return True
 
     def _factored(
-        self, engine: FactoredEngine, loss: SeparableLoss, parameters: Sequence[Tensor], retain_graph: bool
-    ) -> bool:
-        if not len(loss.prediction):
-            # Of several ranks one may have no sample in this micro-step.
-            return True
+        self,
+        engine: RowEngine,
+        loss: SeparableLoss,
+        parameters: Sequence[Tensor],
+        retain_graph: bool,
+        sharded: bool,
+    ) -> Tensor | None:
+        """Rows from one backward per term; from one per reward if a parameter is known to need it, which costs less than
+        both.
+        """
         if self._check:
             engine.check(loss, parameters)
-        offered = [index for index, used in enumerate(loss.applies()) if used]
         scale = self._scaled(loss.terms.new_ones(()).detach())
-        found = engine.gradients(loss, parameters, retain_graph, scale)
-        self.bank.add_blocks(offered, found.blocks)
-        self.work.route, self.work.layers = "factored", found.layers
-        self.work.passes += found.passes
-        if found.uncovered:
-            self.work.fallback.update(found.reasons)
+        first, group = self.micro_step == 1, self.process_group
+        plan = engine.plan(loss, parameters, scale, first, group)
+        if plan.condemned:
+            self.work.fallback.update(engine.tell(plan.condemned))
+            applies = loss.applies()
+            if sharded:
+                applies = agree(applies, local_part(parameters[0]).device, group)
+            scalars = [each if used else None for each, used in zip(loss.losses(), applies, strict=True)]
+            self._loop(scalars, parameters, retain_graph, sharded)
+            return None
+        offered = [index for index, used in enumerate(loss.applies()) if used]
+        result = engine.add_rows(
+            loss, plan, self.gathered if sharded else self.bank, offered, retain_graph, scale, group
+        )
+        self.work.route, self.work.layers = "factored", result.layers
+        self.work.passes += result.passes
+        self.work.checks += result.checks
+        if result.uncovered:
+            self.work.fallback.update(result.reasons)
             self.work.passes += loss.num_rewards
-            self.bank.add_blocks(offered, engine.exact(loss, found.uncovered, retain_graph, scale))
-        return found.hiding
+            for parameter, rows in engine.exact(loss, result.uncovered, retain_graph, scale).items():
+                self.bank.add_rows(parameter, rows, offered)
+        return None if plan.graph.hiding else loss.prediction
 
     @contextmanager
     def collect(

@@ -169,6 +169,8 @@ class BalanceCycle:
 
     def _solve(self, parameters: Sequence[Tensor]) -> Refresh:
         bank = self.collector.bank
+        # A mesh of one rank: with several, they have been reduced together.
+        self.collector.gathered.finish(list(self.collector.gathered.memory.blocks))
         metric = None if self.metric is None else self.metric(parameters)
         gram = full_gram(bank, parameters, self.process_group, metric)
         return refresh(gram, bank.offered, self.rule, self.memory, self.ema)

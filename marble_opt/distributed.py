@@ -20,6 +20,7 @@ from .collector import GradientCollector
 from .ranks import any_sharded, copies, everywhere, is_sharded, local_part, world_size
 
 REDUCTIONS = ("mean", "sum")
+_MARK = 4
 
 
 @torch.no_grad()
@@ -48,17 +49,19 @@ def reduce_step(
     """
     bank, size = collector.bank, collector.bank.size
     flags = [*bank.offered, *collector.left_out, collector.contributed, collector.collected]
-    flags += [rows and parameter in bank.blocks for parameter in parameters]
+    flags += [rows and collector.gathered.has(parameter) for parameter in parameters]
     flags += [grads and parameter.grad is not None for parameter in parameters]
-    marks = [*_mark(state), *_mark(collector.reduced)]
+    marks = [*_mark(state), *_mark(collector.reduced), *_mark(bank.memory.layout(parameters))]
     sent = torch.tensor([*marks, *(255 - mark for mark in marks), *flags], dtype=torch.uint8)
     agreed = everywhere(sent.to(parameters[0].device), dist.ReduceOp.MAX, group).tolist()
     largest, smallest = agreed[: len(marks)], [255 - mark for mark in agreed[len(marks) : 2 * len(marks)]]
-    half = len(marks) // 2
-    if largest[half:] != smallest[half:]:
+    same_state, same_backwards, same_layout = (
+        largest[part : part + _MARK] == smallest[part : part + _MARK] for part in range(0, len(marks), _MARK)
+    )
+    if not same_backwards:
         raise RuntimeError(_UNLIKE.format(collector.reduced))
     # A rank without any backward knows no scaler.
-    if largest[:half] != smallest[:half]:
+    if not same_state:
         raise RuntimeError(
             f"the ranks are not in the same state, here (rewards, step, steps since the refresh, probes, scaler) is "
             f"{state}: load the same checkpoint on all, and call backward() on every rank in every step, with None for "
@@ -70,9 +73,15 @@ def reduce_step(
     if not collector.collected:
         return
     has_rows, has_grad = on[2 * size + 2 : -len(parameters)], on[-len(parameters) :]
-    bank.complete([parameter for parameter, needed in zip(parameters, has_rows, strict=True) if needed])
-    tensors = [bank.blocks[parameter] for parameter, needed in zip(parameters, has_rows, strict=True) if needed]
     owners = [parameter for parameter, needed in zip(parameters, has_rows, strict=True) if needed]
+    collector.gathered.finish([owner for owner in owners if is_sharded(owner)])
+    bank.complete(owners)
+    if same_layout and owners and not any_sharded(owners) and (buffers := bank.memory.whole()) is not None:
+        # All rows lie in a few buffers, which are reduced in place.
+        for buffer in buffers:
+            _all_reduce(buffer, reduction, group)
+        owners = []
+    tensors = [bank.blocks[owner] for owner in owners]
     for parameter, needed in zip(parameters, has_grad, strict=True):
         if needed:
             if parameter.grad is None:
@@ -173,12 +182,16 @@ def _reduce(tensors: Sequence[Tensor], reduction: str, group: dist.ProcessGroup 
         return
     dtype = max((tensor.dtype for tensor in tensors), key=lambda kind: torch.finfo(kind).bits)
     flat = torch.cat([tensor.flatten().to(dtype) for tensor in tensors])
-    dist.all_reduce(flat, group=group)
-    if reduction == "mean":
-        flat /= world_size(group)
+    _all_reduce(flat, reduction, group)
     for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))
 
 
+def _all_reduce(flat: Tensor, reduction: str, group: dist.ProcessGroup | None) -> None:
+    dist.all_reduce(flat, group=group)
+    if reduction == "mean":
+        flat /= world_size(group)
+
+
 def _mark(value: object) -> list[int]:
-    return list(zlib.crc32(repr(value).encode()).to_bytes(4, "big"))
+    return list(zlib.crc32(repr(value).encode()).to_bytes(_MARK, "big"))

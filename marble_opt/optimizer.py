@@ -14,12 +14,12 @@ from .balance import BalanceRule, Weighting
 from .collector import GradientCollector
 from .cycle import BalanceCycle
 from .distributed import clip_grads
-from .factored import FactoredEngine
 from .following import follow_step
 from .fused import fused_step, obstacle
 from .guard import check_guard
 from .metric import make_metric
 from .options import check_options
+from .per_sample.engine import RowEngine
 from .routes import Losses
 from .row_balancer import RowBalancer
 from .schedule import MicroSchedule
@@ -162,14 +162,13 @@ class Marble(OptimizerWrapper):
         """Whether the next micro-step uses its shared terms; if not, nothing they need has to be computed."""
         return self._cycle.shared_weight > 0
 
-    def watch(self, model: nn.Module | Iterable[nn.Module], verify: bool = True) -> None:
+    def watch(self, model: nn.Module | Iterable[nn.Module]) -> None:
         """Hook the layers of ``model`` for the factored route; replaces what was watched before.
 
-        ``verify``: compare each parameter with its ordinary gradient the first times that it is met. A copy or an
-        unpickled optimizer watches nothing until this is called with its own model.
+        A copy or an unpickled optimizer watches nothing until this is called with its own model.
         """
         self.unwatch()
-        self._collector.engine = FactoredEngine(model, verify=verify)
+        self._collector.engine = RowEngine(model, len(self.rewards))
 
     def unwatch(self) -> None:
         """Take the hooks off the watched model; the route is the loop from now on."""

@@ -37,8 +37,9 @@ class Balance:
     opposes the reward. ``step_cosines`` stay Euclidean.
 
     ``route`` tells how the rows were made ("factored", "loop", "collect", or "mixed" on a step without rows),
-    ``passes`` how many backward passes the step took, ``layers`` how many modules the factored route contracted, and
-    ``fallback`` which parameters it could not, with the reason. ``fused``: whether combination, clipping and the base
+    ``passes`` how many backward passes the step took, ``checks`` how many more compared rows with ordinary gradients,
+    ``layers`` how many modules gave rows on the factored route, and ``fallback`` which parameters got none, with the
+    reason. ``fused``: whether combination, clipping and the base
     optimizer's step were one pass.
     """
 
@@ -60,6 +61,7 @@ class Balance:
     guard: GuardedStep | None = None
     route: str = ""
     passes: int = 0
+    checks: int = 0
     layers: int = 0
     fallback: dict[str, str] = field(default_factory=dict)
     fused: bool = False
@@ -113,6 +115,7 @@ class Balance:
             "balance/gap": self.gap.item(),
             "balance/combined_norm": self.combined_norm.item(),
             "balance/passes": float(self.passes),
+            "balance/checks": float(self.checks),
             "balance/conflict": float(self.conflict.item()),
         }
         columns: list[tuple[str, Sequence[str], Tensor | None]] = [

@@ -8,7 +8,8 @@ from torch import Generator, Tensor, nn
 from torch.nn import Parameter
 
 from marble_opt import SeparableLoss
-from marble_opt.factored import FactoredEngine, FactoredGradients
+from marble_opt.per_sample.engine import RowEngine
+from marble_opt.per_sample.row_result import RowResult
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 STEPS = 3
@@ -47,7 +48,7 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 
 def compare_blocks(
-    found: FactoredGradients,
+    found: RowResult,
     expected: dict[Tensor, Tensor],
     uncovered: Collection[Tensor] = (),
     tolerance: float | None = None,
@@ -91,7 +92,7 @@ def matches_loop(
 ) -> None:
     """Engine and loop agree in every step, on every parameter of ``model``; no ``.grad`` appears."""
     parameters = trained(model)
-    with FactoredEngine(model, **options) as engine:
+    with RowEngine(model, rewards, **options) as engine:
         for step in range(STEPS):
             loss = make_loss(forward(step), rewards, seed=step)
             expected = loop(loss, parameters)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from factored_cases import agree, error, loop, make_loss, move, trained
 from marble_opt import Marble
-from marble_opt.factored import FactoredEngine
+from marble_opt.per_sample.engine import RowEngine
 from transformer_families import FRAMES, SIDE, SOUND, TARGET, family_of, flux, in_fp64, inputs_for, ltx2, places, run
 
 LORA = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
@@ -83,7 +83,7 @@ def test_lora(case: str, dtype: torch.dtype, reentrant: bool | None) -> None:
     checkpoint_blocks(model, reentrant)
     parameters = trained(model)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    with exactly(model, dtype), FactoredEngine(model) as engine:
+    with exactly(model, dtype), RowEngine(model, 3) as engine:
         for step in range(2):
             loss = make_loss(forward(model, given_for(model, dtype, step)), seed=step)
             if case.startswith("flux"):
@@ -100,8 +100,8 @@ def test_lora(case: str, dtype: torch.dtype, reentrant: bool | None) -> None:
             move(parameters, step)
 
 
-def by_loop(engine: FactoredEngine, loss: Any, parameters: Any, reentrant: bool | None) -> dict[Tensor, Tensor]:
-    """A reentrant checkpoint refuses ``torch.autograd.grad``; :meth:`FactoredEngine.exact` runs plain backwards."""
+def by_loop(engine: RowEngine, loss: Any, parameters: Any, reentrant: bool | None) -> dict[Tensor, Tensor]:
+    """A reentrant checkpoint refuses ``torch.autograd.grad``; :meth:`RowEngine.exact` runs plain backwards."""
     return engine.exact(loss, parameters, retain_graph=True) if reentrant else loop(loss, parameters)
 
 
@@ -109,7 +109,7 @@ def by_loop(engine: FactoredEngine, loss: Any, parameters: Any, reentrant: bool 
 def test_full_training_of_flux(dtype: torch.dtype, reentrant: bool | None) -> None:
     model = flux().to(dtype)
     checkpoint_blocks(model, reentrant)
-    with exactly(model, dtype), FactoredEngine(model) as engine:
+    with exactly(model, dtype), RowEngine(model, 3) as engine:
         for step in range(2):
             parameters = trained(model)
             loss = make_loss(edit(model, given_for(model, dtype, step)), seed=step)
@@ -136,7 +136,7 @@ def test_full_training_of_ltx2_takes_exact_passes_for_its_tables(
     checkpoint_blocks(model, reentrant)
     parameters = trained(model)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    with exactly(model, dtype), FactoredEngine(model) as engine:
+    with exactly(model, dtype), RowEngine(model, 3) as engine:
         given = given_for(model, dtype, 0)
         if per_token:
             given["timestep"] = 1000 * torch.rand(3, TOKENS, generator=torch.Generator().manual_seed(5)).to(dtype)
@@ -177,7 +177,7 @@ def sized(family: str, index: int, dtype: torch.dtype) -> dict[str, Any]:
 def test_micro_steps_of_several_sizes_add_up(case: str) -> None:
     model, forward = with_lora(case, torch.float64), CASES[case][1]
     parameters = trained(model)
-    with in_fp64(model), FactoredEngine(model) as engine:
+    with in_fp64(model), RowEngine(model, 3) as engine:
         losses = [make_loss(forward(model, sized(case, index, torch.float64)), seed=index) for index in range(2)]
         assert losses[0].prediction.shape[1] > losses[1].prediction.shape[1]
         slow = [loop(loss, parameters) for loss in losses]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from factored_cases import compare_blocks, error, loop, make_loss, matches_loop, move, trained
-from marble_opt.factored import FactoredEngine
+from marble_opt.per_sample.engine import RowEngine
 from situation_cases import Block, Stack
 
 
@@ -22,7 +22,7 @@ def test_checkpointing(dtype: torch.dtype) -> None:
 
 def test_checkpointing_still_frees_the_activations() -> None:
     model = Stack(False)
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     loss = make_loss(model(torch.randn(5, 3, 4)))
     blocks = [block for block in model.blocks if isinstance(block, Block)]
     assert all(inside() is None for block in blocks for inside in block.inside)
@@ -36,7 +36,7 @@ def test_checkpointing_still_frees_the_activations() -> None:
 def test_reentrant_checkpointing(dtype: torch.dtype) -> None:
     model, plain = Stack(True).to(dtype), Stack(None).to(dtype)
     parameters, twins = trained(model), trained(plain)
-    with FactoredEngine(model) as engine:
+    with RowEngine(model, 3) as engine:
         for step in range(3):
             plain.load_state_dict(model.state_dict())
             x = torch.randn(5, 3, 4, dtype=dtype)
@@ -70,7 +70,7 @@ def test_a_hidden_functional_use_is_found() -> None:
             return y
 
     model = Hidden().double()
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     loss = make_loss(model(torch.randn(4, 3).double()))
     with pytest.warns(UserWarning, match=r"used\.weight"):
         found = engine.gradients(loss, trained(model), retain_graph=True)
@@ -86,7 +86,7 @@ def test_autocast(kind: torch.dtype, reentrant: bool | None) -> None:
     exact = copy.deepcopy(model).double()
     exact.reentrant = None
     parameters, twins = trained(model), trained(exact)
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     for step in range(3):
         x = torch.randn(6, 3, 4)
         exact.load_state_dict(model.state_dict())
@@ -113,7 +113,7 @@ def test_the_contraction_keeps_no_copy_of_its_own(view: Callable[[Tensor], Tenso
     sizes = []
     for watched in (False, True):
         if watched:
-            FactoredEngine(model)
+            RowEngine(model, 3)
         kept: dict[int, int] = {}
 
         def pack(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:

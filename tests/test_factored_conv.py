@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from factored_cases import matches_loop
-from marble_opt.handlers import base, conv
+from marble_opt.per_sample.layers import base, conv
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from factored_cases import compare_blocks, loop, make_loss, move, trained
 from marble_opt import SeparableLoss, losses
-from marble_opt.factored import FactoredEngine
+from marble_opt.per_sample.engine import RowEngine
 from transformer_families import sd3
 
 
@@ -44,7 +44,7 @@ def test_lora_on_a_diffusion_transformer(dtype: torch.dtype, checkpointed: bool)
     # diffusers' RMSNorm rounds to fp32 in a model in fp64.
     model = sd3("rms_norm" if dtype is torch.float32 else None).to(dtype)
     model.requires_grad_(False)
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     targets = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "proj"]
     for name in ("default", "old"):
         model.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False), name)
@@ -67,7 +67,7 @@ def test_lora_on_a_diffusion_transformer(dtype: torch.dtype, checkpointed: bool)
 
 def test_full_training_of_a_diffusion_transformer() -> None:
     model = sd3()
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     random = torch.Generator().manual_seed(0)
     for step in range(3):
         inputs = (

@@ -9,7 +9,7 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from factored_cases import make_loss, matches_loop, trained
-from marble_opt.factored import FactoredEngine
+from marble_opt.per_sample.engine import RowEngine
 
 
 class Scaled(nn.Module):
@@ -165,7 +165,7 @@ def test_a_module_that_mixes_samples_is_found_by_comparison() -> None:
 
 def test_uncovered_parameters_have_exact_passes() -> None:
     model = nn.Sequential(nn.Linear(3, 3), Noisy(), nn.Linear(3, 2)).double()
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     loss = make_loss(model(torch.randn(4, 3).double()))
     with pytest.warns(UserWarning, match=r"1\.scale \(1 does not treat its samples one by one"):
         found = engine.gradients(loss, trained(model))

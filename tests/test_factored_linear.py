@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from factored_cases import compare_blocks, loop, make_loss, matches_loop, trained
-from marble_opt.factored import FactoredEngine
-from marble_opt.handlers import base
-from marble_opt.handlers.base import mix_products
+from marble_opt.per_sample.engine import RowEngine
+from marble_opt.per_sample.layers import base
+from marble_opt.per_sample.layers.base import mix_products
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -46,7 +46,7 @@ def test_a_frozen_parameter_is_left_alone(frozen: str) -> None:
 
 def test_training_may_change_after_the_engine_was_built() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     for name in ("0.weight", "0.bias"):
         model.get_parameter(name).requires_grad_(False)
         loss = make_loss(model(torch.randn(4, 3).double()))
@@ -61,9 +61,7 @@ def test_training_may_change_after_the_engine_was_built() -> None:
 
 def test_parameters_that_are_not_asked_for_or_not_reached_have_no_block() -> None:
     model, apart = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), nn.Linear(2, 2)
-    found = FactoredEngine([model, apart]).gradients(
-        make_loss(model(torch.randn(4, 3))), [model[1].weight, apart.weight]
-    )
+    found = RowEngine([model, apart], 3).gradients(make_loss(model(torch.randn(4, 3))), [model[1].weight, apart.weight])
     assert list(found.blocks) == [model[1].weight]
     assert found.uncovered == []
 
@@ -98,7 +96,7 @@ class Count(TorchDispatchMode):
 def test_a_pass_computes_no_ordinary_weight_gradient() -> None:
     model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 7), nn.Linear(7, 2))
     loss = make_loss(model(torch.randn(4, 6, 3)), rewards=6, terms=1)
-    engine = FactoredEngine(model, verify=False)
+    engine = RowEngine(model, 3)
     with Count() as ordinary:
         torch.autograd.grad(loss.losses()[0], trained(model), retain_graph=True)
     assert {(2, 7), (7, 5), (5, 3)} <= set(ordinary.shapes)
@@ -119,7 +117,7 @@ def test_hooks_on_parameters_do_not_fire() -> None:
     fired: list[Tensor] = []
     model.weight.register_hook(fired.append)
     model.weight.register_post_accumulate_grad_hook(fired.append)
-    engine = FactoredEngine(model, verify=False)
+    engine = RowEngine(model, 3)
     engine.gradients(make_loss(model(torch.randn(4, 3))), trained(model))
     assert fired == []
 
@@ -127,7 +125,7 @@ def test_hooks_on_parameters_do_not_fire() -> None:
 def test_an_ordinary_backward_is_not_disturbed() -> None:
     model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)), torch.randn(5, 3)
     expected = torch.autograd.grad(model(x).square().sum(), trained(model))
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     y = model(x)
     found = torch.autograd.grad(y.square().sum(), trained(model), create_graph=True)
     assert all(torch.equal(left, right) for left, right in zip(found, expected, strict=True))

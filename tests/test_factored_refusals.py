@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from factored_cases import compare_blocks, error, loop, make_loss, trained
 from marble_opt import SeparableLoss
-from marble_opt.factored import FactoredEngine
+from marble_opt.per_sample.engine import RowEngine
 
 
 class Path(nn.Module):
@@ -34,7 +34,7 @@ def test_batch_norm_in_train_mode(layer: nn.Module, hidden: bool) -> None:
         # It runs on a GPU only.
         layer.forward = lambda x: F.batch_norm(x, None, None, layer.weight, layer.bias, True)  # type: ignore[method-assign]
     model = Path(layer, hidden=hidden)
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     loss = make_loss(model(torch.randn(4, 3)))
     with pytest.raises(ValueError, match=r"blocks\.deep \(.*BatchNorm.*over the batch.*route='loop'"):
         engine.gradients(loss, trained(model))
@@ -43,14 +43,14 @@ def test_batch_norm_in_train_mode(layer: nn.Module, hidden: bool) -> None:
 def test_batch_norm_with_frozen_parameters_in_train_mode() -> None:
     model = Path(nn.BatchNorm1d(3))
     model.blocks.requires_grad_(False)
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     with pytest.raises(ValueError, match=r"blocks\.deep \(BatchNorm1d\)"):
         engine.gradients(make_loss(model(torch.randn(4, 3))), trained(model))
 
 
 def test_batch_norm_without_running_statistics_mixes_in_eval_too() -> None:
     model = Path(nn.BatchNorm1d(3, track_running_stats=False)).eval()
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     with pytest.raises(ValueError, match=r"blocks\.deep"):
         engine.gradients(make_loss(model(torch.randn(4, 3))), trained(model))
 
@@ -58,7 +58,7 @@ def test_batch_norm_without_running_statistics_mixes_in_eval_too() -> None:
 def test_batch_norm_elsewhere_is_no_concern() -> None:
     model = Path(nn.Linear(3, 3)).double()
     model.blocks["unused"] = nn.BatchNorm1d(3)
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     loss = make_loss(model(torch.randn(4, 3).double()))
     parameters = [*model.before.parameters(), *model.blocks["deep"].parameters()]
     compare_blocks(engine.gradients(loss, parameters, True), loop(loss, parameters))
@@ -66,7 +66,7 @@ def test_batch_norm_elsewhere_is_no_concern() -> None:
 
 def test_embedding_scaled_by_frequency() -> None:
     model = nn.Sequential(nn.Embedding(5, 3, scale_grad_by_freq=True), nn.Linear(3, 2))
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     loss = make_loss(model(torch.randint(0, 5, (4, 6))))
     with pytest.raises(ValueError, match=r"0 \(Embedding\) has scale_grad_by_freq=True.*route='loop'"):
         engine.gradients(loss, trained(model))
@@ -119,7 +119,7 @@ class FunctionalUnderAutocast(Functional):
 )
 def test_left_to_exact_passes(model: nn.Module, names: list[str]) -> None:
     model = model.double()
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     for step in range(3):
         loss = make_loss(model(torch.randn(4, 2, 3).double()), seed=step)
         expected = loop(loss, trained(model))
@@ -137,7 +137,7 @@ def test_left_to_exact_passes(model: nn.Module, names: list[str]) -> None:
 
 def test_a_functional_use_under_autocast_is_seen() -> None:
     model = FunctionalUnderAutocast()
-    engine = FactoredEngine(model, verify=False)
+    engine = RowEngine(model, 3)
     loss = make_loss(model(torch.randn(4, 3)))
     with pytest.warns(UserWarning, match=r"common\.weight"):
         assert engine.gradients(loss, trained(model)).uncovered == [model.common.weight]
@@ -157,7 +157,7 @@ def frames_of_each_sample(model: nn.Module, x: Tensor) -> Tensor:
 def test_another_layout_is_found_by_comparison(call: Callable[[nn.Module, Tensor], Tensor]) -> None:
     """The leading dimension is a multiple of the batch, but does not hold the samples block after block."""
     model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)).double()
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     for step in range(3):
         loss = make_loss(call(model, torch.randn(4, 8, 3).double()), seed=step)
         expected = loop(loss, trained(model))
@@ -176,7 +176,7 @@ def test_another_layout_is_found_by_comparison(call: Callable[[nn.Module, Tensor
 
 def test_one_sample_proves_no_layout() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)).double()
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     loss = make_loss(frames_of_each_sample(model, torch.randn(1, 5, 3).double()))
     compare_blocks(engine.gradients(loss, trained(model), True), loop(loss, trained(model)))
     loss = make_loss(frames_of_each_sample(model, torch.randn(4, 5, 3).double()))
@@ -187,7 +187,7 @@ def test_one_sample_proves_no_layout() -> None:
 
 def test_terms_that_reach_parameters_past_the_prediction() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).double()
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     hidden = model[0](torch.randn(4, 3).double())
     prediction = model[1](hidden)
     terms = (prediction.square().mean(1) + hidden.sin().mean(1)).unsqueeze(0)
@@ -199,7 +199,7 @@ def test_terms_that_reach_parameters_past_the_prediction() -> None:
 
 def test_a_prediction_that_the_terms_were_not_computed_from() -> None:
     model = nn.Linear(3, 3)
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     y = model(torch.randn(4, 3))
     terms, weights = y.square().mean(1).unsqueeze(0), torch.ones(1, 2, 4)
     with pytest.raises(ValueError, match="do not depend on `prediction`"):
@@ -210,7 +210,7 @@ def test_a_prediction_that_the_terms_were_not_computed_from() -> None:
 
 def test_a_prediction_that_is_a_parameter() -> None:
     prediction = nn.Parameter(torch.randn(4, 3))
-    engine = FactoredEngine(nn.Linear(2, 2))
+    engine = RowEngine(nn.Linear(2, 2), 3)
     with pytest.warns(UserWarning, match=r"shape \[4, 3\] outside the watched modules"):
         found = engine.gradients(make_loss(prediction), [prediction])
     assert found.uncovered == [prediction]
@@ -219,13 +219,13 @@ def test_a_prediction_that_is_a_parameter() -> None:
 @pytest.mark.parametrize("model", [[], [torch.zeros(2)], ["model"]])
 def test_no_modules(model: list[object]) -> None:
     with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
-        FactoredEngine(model)  # type: ignore[arg-type]
+        RowEngine(model, 3)  # type: ignore[arg-type]
 
 
 def test_sharded_parameters() -> None:
     """Their DTensor never is a leaf of the graph, so they would seem unused."""
     model = nn.Linear(3, 3)
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     loss = make_loss(model(torch.randn(4, 3)))
     model.weight.device_mesh = None  # type: ignore[assignment]
     with pytest.raises(ValueError, match="sharded parameters"):

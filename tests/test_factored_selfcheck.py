@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from factored_cases import compare_blocks, loop, make_loss, trained
 from marble_opt import SeparableLoss
-from marble_opt.factored import FactoredEngine
-from marble_opt.handlers import conv, embedding, generic, linear, norm
-from marble_opt.handlers.base import Handler
+from marble_opt.per_sample.engine import RowEngine
+from marble_opt.per_sample.layers import conv, embedding, generic, linear, norm
+from marble_opt.per_sample.layers.base import Handler
 
 
 class Everything(nn.Module):
@@ -68,7 +68,7 @@ def test_a_broken_handler_is_named(
     name: str, wrong: Break | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Everything().to(dtype)
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     loss = make_loss(model(torch.randint(0, 7, (4, 5))))
     engine.check(loss, trained(model))
     monkeypatch.setattr(HANDLERS[name], "contract", broken(HANDLERS[name], wrong))
@@ -81,7 +81,7 @@ def test_a_broken_handler_is_not_used(wrong: Break | None, monkeypatch: pytest.M
     """The comparison of the first steps leaves the parameter to exact passes."""
     monkeypatch.setattr(linear.LinearHandler, "contract", broken(linear.LinearHandler, wrong))
     model = Everything().double()
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     loss = make_loss(model(torch.randint(0, 7, (4, 5))))
     with pytest.warns(UserWarning, match=r"linear\.weight \(its contraction differs"):
         found = engine.gradients(loss, trained(model), retain_graph=True)
@@ -98,7 +98,7 @@ def test_a_parameter_without_contraction_is_named() -> None:
             return F.linear(self.first(x), self.used.weight)
 
     model = Functional()
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     loss = make_loss(model(torch.randn(4, 3)))
     with pytest.raises(RuntimeError, match=r"used\.weight: it is used past the layer"):
         engine.check(loss, trained(model))
@@ -115,7 +115,7 @@ def test_a_hook_that_changes_a_gradient_is_named() -> None:
             return self.layer(x)
 
     model = Outer().double()
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     loss = make_loss(model(torch.randn(4, 3).double()))
     with pytest.raises(RuntimeError, match=r"layer\.weight: the per-sample gradients do not sum to it") as caught:
         engine.check(loss, trained(model))
@@ -124,7 +124,7 @@ def test_a_hook_that_changes_a_gradient_is_named() -> None:
 
 def test_terms_that_mix_samples_are_found() -> None:
     model = nn.Linear(3, 3).double()
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     prediction = model(torch.randn(4, 3).double())
     own = prediction.square().mean(1)
     loss = SeparableLoss(prediction, (own - own.mean()).square().unsqueeze(0), torch.randn(1, 3, 4).double())
@@ -137,7 +137,7 @@ def test_comparisons_stop_once_a_parameter_is_trusted() -> None:
     down, up = nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False)
     nn.init.zeros_(up.weight)
     model = nn.Sequential(down, up).double()
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     for step in range(3):
         loss = make_loss(model(torch.randn(4, 3, 4).double()), seed=step)
         compare_blocks(engine.gradients(loss, trained(model), True), loop(loss, trained(model)))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distributed_worker import start_two
 from factored_cases import compare_blocks, error, loop, make_loss, matches_loop, move, trained
 from marble_opt import SeparableLoss
-from marble_opt.factored import FactoredEngine
+from marble_opt.per_sample.engine import RowEngine
 from situation_cases import Situation, Stack
 
 
@@ -39,7 +39,7 @@ def test_the_prediction_may_be_a_view(view: Callable[[Tensor], Tensor]) -> None:
 def test_an_accumulated_step_is_the_sum_of_its_micro_steps() -> None:
     model = Situation("plain").double()
     parameters = trained(model)
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     x = torch.randn(6, 3).double()
     whole = make_loss(model(x))
     expected = loop(whole, parameters)
@@ -56,7 +56,7 @@ def test_an_accumulated_step_is_the_sum_of_its_micro_steps() -> None:
 
 def test_a_zero_cotangent_has_no_pass() -> None:
     model = Situation("plain")
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     prediction = model(torch.randn(4, 3))
     zero = (prediction - prediction.detach()).square().mean(1)
     one = prediction.square().mean(1)
@@ -75,7 +75,7 @@ def test_a_zero_cotangent_has_no_pass() -> None:
 
 def test_the_scale_multiplies_the_blocks() -> None:
     model = Situation("plain").double()
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     loss = make_loss(model(torch.randn(4, 3).double()))
     once = engine.gradients(loss, trained(model), retain_graph=True)
     twice = engine.gradients(loss, trained(model), retain_graph=True, scale=torch.tensor(1024.0))
@@ -85,7 +85,7 @@ def test_the_scale_multiplies_the_blocks() -> None:
 @pytest.mark.parametrize("retain", [True, False])
 def test_the_graph_is_kept_on_request(retain: bool) -> None:
     model = Situation("plain")
-    engine = FactoredEngine(model, verify=False)
+    engine = RowEngine(model, 3)
     loss = make_loss(model(torch.randn(4, 3)))
     engine.gradients(loss, trained(model), retain_graph=retain)
     expected: AbstractContextManager[Any] = (
@@ -97,14 +97,14 @@ def test_the_graph_is_kept_on_request(retain: bool) -> None:
 
 def test_copies_of_a_watched_model_work_and_are_not_watched() -> None:
     model = Situation("plain")
-    engine = FactoredEngine(model)
+    engine = RowEngine(model, 3)
     x = torch.randn(4, 3)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other(x), model(x))
         loss = make_loss(other(x))
         with pytest.warns(UserWarning, match="before it was watched"):
-            assert FactoredEngine(other).gradients(loss, trained(other)).blocks == {}
-        with FactoredEngine(other) as second:
+            assert RowEngine(other, 3).gradients(loss, trained(other)).blocks == {}
+        with RowEngine(other, 3) as second:
             loss = make_loss(other(x))
             compare_blocks(second.gradients(loss, trained(other), True), loop(loss, trained(other)))
     loss = make_loss(model(x))
@@ -113,7 +113,7 @@ def test_copies_of_a_watched_model_work_and_are_not_watched() -> None:
 
 def test_two_engines_watch_the_same_model() -> None:
     model = Situation("plain").double()
-    engines = [FactoredEngine(model), FactoredEngine(model)]
+    engines = [RowEngine(model, 3), RowEngine(model, 3)]
     loss = make_loss(model(torch.randn(4, 3).double()))
     expected = loop(loss, trained(model))
     for engine in engines:
@@ -124,7 +124,7 @@ def test_function_transforms_pass_by() -> None:
     model = nn.Linear(3, 3)
     x, values = torch.randn(3), dict(model.named_parameters())
     plain = torch.func.grad(lambda v: torch.func.functional_call(model, v, x).sum())(values)
-    FactoredEngine(model)
+    RowEngine(model, 3)
     watched = torch.func.grad(lambda v: torch.func.functional_call(model, v, x).sum())(values)
     assert torch.equal(plain["weight"], watched["weight"])
 
@@ -137,7 +137,7 @@ def _ddp_rank(rank: int, folder: str) -> None:
     wrapped = nn.parallel.DistributedDataParallel(model)
     fired: list[int] = []
     wrapped.register_comm_hook(None, lambda state, bucket: fired.append(1))  # type: ignore[arg-type, return-value]
-    engine = FactoredEngine(wrapped)
+    engine = RowEngine(wrapped, 3)
     for step in range(3):
         x = torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(10 * step + rank)).double()
         with wrapped.no_sync():

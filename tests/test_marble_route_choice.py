@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 from marble_opt import SeparableLoss
-from marble_opt.handlers import linear
+from marble_opt.per_sample.layers import linear
 from route_cases import BATCH, Network, advance, mapping, nft, sgd
 from toys import close, grads, normal, values
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from factored_cases import agree, error, loop, make_loss, move, trained
 from marble_opt import Marble, losses
-from marble_opt.factored import FactoredEngine
+from marble_opt.per_sample.engine import RowEngine
 from marble_opt.preferences import BucketBalancer, bucket_advantages, bucket_rewards, install
 from preference_cases import BATCH, add_lora, inputs, new_conditioning, new_transformer, preferences_for, run
 from toys import normal
@@ -29,7 +29,7 @@ def forward(model: Any, conditioning: Any, omega: Tensor, step: int) -> Tensor:
 def test_all_gradients_equal_the_loop(family: str, dtype: torch.dtype, reentrant: bool | None) -> None:
     model, conditioning = new_transformer(dtype, family), new_conditioning(dtype)
     install(model, conditioning)
-    engine = FactoredEngine([model, conditioning])
+    engine = RowEngine([model, conditioning], 3)
     add_lora(model, "default")
     if reentrant is not None:
         function = torch.utils.checkpoint.checkpoint
@@ -59,7 +59,7 @@ def test_under_autocast_it_is_no_worse_than_the_loop() -> None:
     conditioning, twin = new_conditioning(), new_conditioning(torch.float64)
     install(model, conditioning)
     install(exact, twin)
-    engine, parameters = FactoredEngine([model, conditioning]), trained(conditioning)
+    engine, parameters = RowEngine([model, conditioning], 3), trained(conditioning)
     given, omega = inputs(), preferences_for()
     with twin.preference(omega):
         prediction = exact(**{name: value.double() for name, value in given.items()}).sample

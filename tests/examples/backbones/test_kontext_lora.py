@@ -15,7 +15,7 @@ from backbones.preferred import PreferredBackbone, preferring
 from factored_cases import compare_blocks, trained
 from factored_cases import loop as one_by_one
 from marble_opt import SeparableLoss, losses
-from marble_opt.factored import FactoredEngine
+from marble_opt.per_sample.engine import RowEngine
 
 
 def adapted(folder: Path, fused: bool = False, **options: object) -> FluxKontextBackbone:
@@ -73,7 +73,7 @@ def test_factored_gradients_equal_one_backward_per_reward(
 ) -> None:
     backbone = adapted(tiny_kontext, checkpointing=checkpointing)
     parameters = trained(backbone.transformer)
-    engine = FactoredEngine(backbone.transformer)
+    engine = RowEngine(backbone.transformer, 3)
     loss = prediction_loss(backbone, tmp_path)
     expected = one_by_one(loss, parameters)
     assert all(block.any() for block in expected.values())

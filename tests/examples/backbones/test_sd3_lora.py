@@ -12,7 +12,7 @@ from backbones.sd3 import SD3Backbone
 from backbones.settings import ModelSettings
 from factored_cases import compare_blocks, loop, trained
 from marble_opt import SeparableLoss, losses
-from marble_opt.factored import FactoredEngine
+from marble_opt.per_sample.engine import RowEngine
 from prompts.prompt import Prompt
 
 PROMPTS = [Prompt("two red circles"), Prompt("a green field"), Prompt("the word SUN")]
@@ -65,7 +65,7 @@ def test_factored_gradients_equal_one_backward_per_reward(
     assert backbone.transformer.is_gradient_checkpointing == checkpointing
     parameters = trained(backbone.transformer)
     assert all(parameter.dtype == torch.float32 for parameter in parameters)
-    engine = FactoredEngine(backbone.transformer)
+    engine = RowEngine(backbone.transformer, 3)
     loss = prediction_loss(backbone)
     expected = {p: block for p, block in loop(loss, parameters).items() if block.any()}
     # What the last block computes for the text queries is not used.

@@ -21,8 +21,8 @@ class ConvHandler(Handler):
     def __init__(self, dimensions: int) -> None:
         self.dimensions = dimensions
 
-    def rows(self, module: nn.Module, saved: list[Tensor], output: Tensor) -> int | None:
-        return output.shape[0] if output.dim() == self.dimensions + 2 else None
+    def batched(self, module: nn.Module, saved: list[Tensor], output: Tensor) -> bool:
+        return output.dim() == self.dimensions + 2
 
     def contract(
         self,
@@ -37,7 +37,7 @@ class ConvHandler(Handler):
         delta, found = grad.flatten(2), {}
         if "weight" in names:
             per_row = max(conv.weight[0].numel() * delta.shape[2] * conv.groups, conv.weight.numel())
-            size = max(1, CHUNK_ELEMENTS // per_row)
+            size = max(1, CHUNK_ELEMENTS // max(1, per_row))
             parts = [slice(start, start + size) for start in range(0, len(delta), size)]
             products = [_products(conv, saved[0][part], delta[part], weights[:, part]) for part in parts]
             found["weight"] = torch.stack(products).sum(0) if len(products) > 1 else products[0]

@@ -15,8 +15,8 @@ class LinearHandler(Handler):
     casts = True
     flattens = True
 
-    def rows(self, module: nn.Module, saved: list[Tensor], output: Tensor) -> int | None:
-        return output.shape[0] if output.dim() > 1 else None
+    def batched(self, module: nn.Module, saved: list[Tensor], output: Tensor) -> bool:
+        return output.dim() > 1
 
     def contract(
         self,
@@ -28,10 +28,9 @@ class LinearHandler(Handler):
         weights: Tensor,
     ) -> dict[str, Tensor]:
         rows = grad.shape[0]
-        delta, x = grad.reshape(rows, -1, grad.shape[-1]), saved[0].reshape(rows, -1, saved[0].shape[-1])
-        found = {}
+        delta, found = grad.reshape(rows, -1, grad.shape[-1]), {}
         if "weight" in names:
-            found["weight"] = mix_products(delta, x, weights)
+            found["weight"] = mix_products(delta, saved[0].reshape(rows, -1, saved[0].shape[-1]), weights)
         if "bias" in names:
             found["bias"] = mix(weights, wide(delta).sum(1))
         return found

@@ -1,7 +1,7 @@
 """Normalisations within a sample: y = x̂ · weight + bias."""
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,9 @@ class NormHandler(Handler):
     def __init__(self, normalized: Callable[[Any, Tensor], Tensor]) -> None:
         self.normalized = normalized
 
-    def rows(self, module: nn.Module, saved: list[Tensor], output: Tensor) -> int | None:
+    def batched(self, module: nn.Module, saved: list[Tensor], output: Tensor) -> bool:
         weight = module.weight if module.weight is not None else module.bias
-        return output.shape[0] if isinstance(weight, Tensor) and output.dim() > weight.dim() else None
+        return isinstance(weight, Tensor) and output.dim() > weight.dim()
 
     def contract(
         self,
@@ -38,7 +38,7 @@ class NormHandler(Handler):
         delta, found = wide(grad), {}
         for name in names:
             product = delta * self.normalized(module, saved[0]) if name == "weight" else delta
-            found[name] = mix(weights, self._per_row(product, module.get_parameter(name)))
+            found[name] = mix(weights, self._per_row(product, cast(Tensor, getattr(module, name))))
         return found
 
     def _per_row(self, product: Tensor, parameter: Tensor) -> Tensor:
@@ -48,8 +48,8 @@ class NormHandler(Handler):
 class GroupNormHandler(NormHandler):
     """y = x̂ · w + b with one weight and bias per channel, dimension 1."""
 
-    def rows(self, module: nn.Module, saved: list[Tensor], output: Tensor) -> int | None:
-        return output.shape[0]
+    def batched(self, module: nn.Module, saved: list[Tensor], output: Tensor) -> bool:
+        return True
 
     def _per_row(self, product: Tensor, parameter: Tensor) -> Tensor:
         return product.reshape(*product.shape[:2], -1).sum(2)
@@ -91,8 +91,8 @@ class BatchNormHandler(Handler):
             return None
         return "normalises over the batch, so no gradient belongs to one sample: call .eval() on it, or use GroupNorm"
 
-    def rows(self, module: nn.Module, saved: list[Tensor], output: Tensor) -> int | None:
-        return output.shape[0]
+    def batched(self, module: nn.Module, saved: list[Tensor], output: Tensor) -> bool:
+        return True
 
     def contract(
         self,
@@ -103,9 +103,10 @@ class BatchNormHandler(Handler):
         grad: Tensor,
         weights: Tensor,
     ) -> dict[str, Tensor]:
-        x, delta, found = wide(saved[0]), wide(grad), {}
+        delta, found = wide(grad), {}
         for name in names:
             if name == "weight":
+                x = wide(saved[0])
                 normalized = F.batch_norm(x, module.running_mean, module.running_var, eps=module.eps)
                 product = delta * normalized
             else:

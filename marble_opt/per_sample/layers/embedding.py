@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from .base import Handler, wide
@@ -19,8 +18,8 @@ class EmbeddingHandler(Handler):
             return None
         return "has scale_grad_by_freq=True, which divides by counts over the whole batch: switch it off"
 
-    def rows(self, module: nn.Module, saved: list[Tensor], output: Tensor) -> int | None:
-        return output.shape[0] if output.dim() > 1 else None
+    def batched(self, module: nn.Module, saved: list[Tensor], output: Tensor) -> bool:
+        return output.dim() > 1
 
     def contract(
         self,
@@ -36,7 +35,8 @@ class EmbeddingHandler(Handler):
         if table.padding_idx is not None:
             delta = delta * (indices != table.padding_idx).unsqueeze(-1)
         weights = weights.to(delta.dtype)
-        block = torch.zeros(len(weights), *table.weight.shape, dtype=delta.dtype, device=delta.device)
+        # Not the weight's shape, which FSDP2 may have given back.
+        block = delta.new_zeros(len(weights), table.num_embeddings, table.embedding_dim)
         for row, weight in zip(block, weights, strict=True):
             row.index_add_(0, indices.flatten(), (weight[:, None, None] * delta).flatten(0, 1))
         return {"weight": block}

@@ -32,11 +32,15 @@ class GenericHandler(Handler):
         NotPerSampleError: a forward that draws random numbers, or that ``vmap`` cannot run.
     """
 
-    leaf = False
     exact = False
 
     def save(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor
+        self,
+        module: nn.Module,
+        names: Collection[str],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        output: Tensor,
     ) -> tuple[list[Tensor], CallShape] | None:
         leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -48,10 +52,8 @@ class GenericHandler(Handler):
         others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         return tensors, CallShape(others, places, spec, autocast)
 
-    def rows(self, module: nn.Module, saved: list[Tensor], output: Tensor) -> int | None:
-        if output.dim() == 0 or not any(tensor.dim() and len(tensor) == len(output) for tensor in saved):
-            return None
-        return len(output)
+    def batched(self, module: nn.Module, saved: list[Tensor], output: Tensor) -> bool:
+        return output.dim() > 0 and any(tensor.dim() and len(tensor) == len(output) for tensor in saved)
 
     def contract(
         self,
@@ -75,7 +77,7 @@ class GenericHandler(Handler):
 
         in_batch = [tensor.dim() > 0 and len(tensor) == len(grad) for tensor in saved]
         axes = (0, *(0 if batched else None for batched in in_batch))
-        largest = max(values.numel() for values in own.values())
+        largest = max(1, *(values.numel() for values in own.values()))
         kind = grad.device.type
         try:
             with torch.autocast(kind, other.autocast, enabled=other.autocast is not None, cache_enabled=False):

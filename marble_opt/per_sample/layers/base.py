@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,13 +19,13 @@ class NotPerSampleError(Exception):
 class Handler(ABC):
     """Per-sample gradients of the parameters that a kind of module owns directly.
 
-    ``names`` are the parameters that it knows (``None``: any), ``leaf`` says that the module calls no other module,
-    ``casts`` that autocast casts its input to low precision, ``flattens`` that it makes one matrix of it, and ``exact``
-    that the formula follows from the module's type alone, not from how its forward was written.
+    ``names`` are the parameters that it knows (``None``: any), ``from_input`` those whose gradient needs the input of
+    the call, ``casts`` says that autocast casts that input to low precision, ``flattens`` that it makes one matrix of it,
+    and ``exact`` that the formula follows from the module's type alone, so that a compiler can trace it.
     """
 
     names: frozenset[str] | None = None
-    leaf = True
+    from_input = frozenset({"weight"})
     casts = False
     flattens = False
     exact = True
@@ -34,17 +35,24 @@ class Handler(ABC):
         return None
 
     def save(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor
+        self,
+        module: nn.Module,
+        names: Collection[str],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        output: Tensor,
     ) -> tuple[list[Tensor], Any] | None:
-        """The tensors of a call that the contraction needs, and anything else; ``None``: not a call to handle."""
+        """The tensors of a call that the contraction for ``names`` needs, and anything else; ``None``: not a call to
+        handle. What is not needed is not kept, so that it may be changed in place.
+        """
         inputs = [*args, *kwargs.values()]
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
             return None
-        return [inputs[0]], None
+        return [inputs[0]] if any(name in self.from_input for name in names) else [], None
 
     @abstractmethod
-    def rows(self, module: nn.Module, saved: list[Tensor], output: Tensor) -> int | None:
-        """The size of the leading dimension of input and output, or ``None`` where there is no batch."""
+    def batched(self, module: nn.Module, saved: list[Tensor], output: Tensor) -> bool:
+        """Whether the leading dimension of input and output can be that of the samples."""
 
     @abstractmethod
     def contract(
@@ -65,6 +73,11 @@ class Handler(ABC):
             grad: δ, the gradient of the output, with L rows.
             weights: [K, L].
         """
+
+
+def without_autocast(kind: str) -> AbstractContextManager[Any]:
+    """Contractions of tensors that autocast has made are not cast again."""
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -95,7 +108,7 @@ def mix_products(left: Tensor, right: Tensor, weights: Tensor) -> Tensor:
     if rewards * middle <= rewards + middle:
         scaled = weights[:, :, None, None] * left.to(dtype)
         return scaled.reshape(rewards, -1, outputs).mT @ right.to(dtype).reshape(-1, inputs)
-    size = max(1, CHUNK_ELEMENTS // (outputs * inputs))
+    size = max(1, CHUNK_ELEMENTS // max(1, outputs * inputs))
     if size >= rows:
         matrices = torch.bmm(left.to(dtype).mT, right.to(dtype))
         return torch.mm(weights, matrices.view(rows, -1)).view(rewards, outputs, inputs)

@@ -1,0 +1,127 @@
+"""Where the rows of one backward go."""
+
+from collections.abc import Collection as Many
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..bank import GradientBank
+from .fsdp2 import GatheredRows
+from .taps import Slot, TappedLayer
+
+UNREACHED = (
+    "no watched layer gave rows of it: it is used past the layer that owns it, that layer has no rule or was called "
+    "before it was watched, or the terms depend on it past `prediction`"
+)
+DIFFERS = "its rows differ from its ordinary gradient"
+
+
+class Collection:
+    """Takes what the gates hand over during the passes of one :class:`SeparableLoss`.
+
+    Rows are added to ``store`` at once. Those that are to be judged can be taken back as long as the step had nothing
+    of their parameter before; if it had, they are kept apart.
+
+    Args:
+        store: where the rows go.
+        batch: the number B of samples.
+        offered: the rewards with a loss.
+        wanted: the parameters to collect for.
+        judged: those whose row of the check weights is kept.
+    """
+
+    def __init__(
+        self,
+        store: GradientBank | GatheredRows,
+        batch: int,
+        offered: Sequence[int],
+        wanted: Many[Tensor],
+        judged: Many[Tensor],
+    ) -> None:
+        self.store, self.batch, self.offered = store, batch, list(offered)
+        self.wanted, self.judged = set(wanted), set(judged)
+        self.weights = torch.empty(0)
+        self.checks: dict[Tensor, Tensor] = {}
+        self.failed: dict[Tensor, str] = {}
+        self.precisions: set[torch.dtype] = set()
+        self.holders: set[nn.Module] = set()
+        self._apart: dict[Tensor, Tensor | None] = {p: None for p in self.judged if store.has(p)}
+        self._columns: dict[tuple[torch.device, int, bool], Tensor] = {}
+        store.offer(self.offered)
+        store.reserve([parameter for parameter in wanted if not store.has(parameter)])
+
+    def begin(self, weights: Tensor) -> None:
+        """Start a pass with weights [K + 1, B]."""
+        self.weights = weights
+        self._columns = {}
+
+    def names(self, tapped: TappedLayer, names: Sequence[str]) -> list[str]:
+        """Those that are collected for; raises ``ValueError`` for a layer that mixes samples."""
+        problem = tapped.handler.refuses(tapped.module, names)
+        if problem is not None:
+            raise ValueError(
+                f"{tapped.path} ({type(tapped.module).__name__}) {problem}; or take one backward per reward: "
+                "route='loop'"
+            )
+        return [name for name in names if tapped.slots[name].parameter in self.wanted]
+
+    def columns(self, tapped: TappedLayer, names: Sequence[str], rows: int, device: torch.device) -> Tensor | None:
+        """The weights [K + 1, L] of a layer's rows, or ``None``, noted, where the rows cannot be samples."""
+        repeats, rest = divmod(rows, self.batch) if self.batch else (int(rows == 0), rows)
+        if rest or not repeats:
+            self.fail(tapped, names, f"{tapped.path} has {rows} rows for {self.batch} samples")
+            return None
+        key = (device, repeats, tapped.adjacent)
+        if key not in self._columns:
+            weights = self.weights.to(device)
+            if repeats > 1:
+                weights = weights.repeat_interleave(repeats, 1) if tapped.adjacent else weights.repeat(1, repeats)
+            self._columns[key] = weights
+        return self._columns[key]
+
+    def fail(self, tapped: TappedLayer, names: Sequence[str], reason: str) -> None:
+        """Note why there are no rows."""
+        self.failed.update((tapped.slots[name].parameter, reason) for name in names)
+
+    def receive(self, slot: Slot, rows: Tensor) -> None:
+        """Take rows [K + 1, *shape], the last with the check weights."""
+        parameter = slot.parameter
+        if parameter not in self.wanted:
+            return
+        self.holders.add(slot.holder)
+        if parameter in self.judged:
+            if isinstance(self.store, GatheredRows):
+                self.store.add_check(parameter, rows[-1])
+            else:
+                _add(self.checks, parameter, rows[-1])
+        if parameter in self._apart:
+            _add(self._apart, parameter, rows[:-1])
+        else:
+            self.store.add_rows(parameter, rows[:-1], self.offered)
+
+    def reason(self, parameter: Tensor) -> str:
+        """What is wrong with the rows of a parameter."""
+        return self.failed.get(parameter, DIFFERS if parameter in self.check_rows() else UNREACHED)
+
+    def check_rows(self) -> dict[Tensor, Tensor]:
+        """The rows of the check weights as they are on this rank."""
+        return self.store.checks if isinstance(self.store, GatheredRows) else self.checks
+
+    def accept(self, parameter: Tensor) -> None:
+        """The rows are right: add what was kept apart."""
+        if (rows := self._apart.pop(parameter, None)) is not None:
+            self.store.add_rows(parameter, rows, self.offered)
+
+    def reject(self, parameter: Tensor) -> None:
+        """The rows must not be used."""
+        if parameter in self._apart:
+            del self._apart[parameter]
+        else:
+            self.store.take_back(parameter)
+
+
+def _add(sums: "dict[Tensor, Tensor] | dict[Tensor, Tensor | None]", parameter: Tensor, value: Tensor) -> None:
+    # The first value is copied: it is a view of rows that are not kept.
+    known = sums.get(parameter)
+    sums[parameter] = value.clone() if known is None else known.add_(value)

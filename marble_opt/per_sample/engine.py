@@ -1,0 +1,332 @@
+"""K per-reward gradients from one backward pass per term."""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..bank import GradientBank
+from ..ranks import agree, any_sharded, everywhere, local_part
+from ..separable import SeparableLoss
+from .backward_passes import aside, cotangents, ordinary
+from .collection import Collection as Rows
+from .comparison import TOLERANCE, Verdict, check_weights, compare
+from .fsdp2 import GatheredRows, gradient_sync
+from .graph_walk import Graph, walk
+from .module_hooks import ModuleHooks
+from .row_result import RowResult, label, tell_once, trainable, zeros
+from .taps import Shared, Slot
+from .verifier import PASSING, Verifier, layout_keys
+
+TOO_WIDE = "compiled layers were traced for smaller batches; from the next forward on they take larger ones"
+
+
+@dataclass
+class Plan:
+    """What is known before a pass is run.
+
+    ``condemned``: parameters that will get no rows, with the reason; ``judged``: those whose rows are not to be taken
+    as they come, all of them if ``everything``; ``checking``: whether a comparison is sure. ``leaves``: what a plain backward may touch.
+    """
+
+    wanted: list[Tensor]
+    slots: dict[Tensor, list[Slot]]
+    graph: Graph
+    leaves: set[Tensor]
+    flows: list[Tensor]
+    sizes: Tensor
+    silent: list[bool]
+    keys: dict[Tensor, Hashable]
+    condemned: dict[Tensor, str]
+    judged: set[Tensor]
+    everything: bool
+    checking: bool
+    sharded: bool
+
+
+class RowEngine:
+    """All K gradients g_k = Σ_m Σ_i weights[m, k, i] · J_iᵀ u_mi of a :class:`SeparableLoss` from M backward passes.
+
+    u_m = ∂ (Σ_i terms[m, i]) / ∂ prediction is propagated once. The output of each layer with trained parameters
+    passes through an identity; its backward contracts δ and the layer's input into the K rows, which are the gradient
+    of a tensor [K + 1, *shape] without memory of its own. To autograd they are ordinary gradients: checkpoints,
+    ``torch.compile`` and FSDP2's gathering need nothing special. ``.grad`` and hooks on it (DDP's among them) are not
+    touched, and nothing is kept on modules.
+
+    The samples must be the leading dimension of layers, once or n times, block after block (``repeat``, ``cat``) or n
+    rows of a sample side by side (``repeat_interleave``, frames folded into the batch).
+
+    Rows are used once they have been verified: compared with an ordinary gradient, under weights that differ by sample,
+    the first time that a parameter is met in a layout. A gradient that is zero or not finite proves nothing; rows that
+    are zero then are used, since they are right, and compared when they are zero no more. Everything is compared
+    again on refreshes 1, 2, 4, 8, 16, 32 and every fiftieth (counted from 0), and when hooks or the train mode of a
+    module have changed. A comparison costs one backward. What differs is told once by a warning and left to exact
+    passes.
+
+    With a reentrant checkpoint in the graph, which refuses ``torch.autograd.grad``, the passes are plain backwards with
+    every ``.grad`` put aside: then ordinary gradients are computed too and hooks on ``.grad`` fire; run the
+    forward of a DDP model under ``no_sync()``.
+
+    Args:
+        model: the model, or several.
+        rewards: the number K.
+
+    Raises:
+        TypeError: ``model`` is not made of modules.
+    """
+
+    def __init__(self, model: nn.Module | Iterable[nn.Module], rewards: int) -> None:
+        roots = list(model) if isinstance(model, Iterable) and not isinstance(model, nn.Module) else [model]
+        if not roots or not all(isinstance(root, nn.Module) for root in roots):
+            raise TypeError(f"need one or several torch.nn.Module, got {[type(root).__name__ for root in roots]}")
+        self.rewards, self.roots = rewards, roots
+        self._shared = Shared(rewards)
+        self._hooks = ModuleHooks(roots, self._shared)
+        self._verifier = Verifier()
+        self._told: set[str] = set()
+
+    def gradients(
+        self, loss: SeparableLoss, parameters: Iterable[Tensor], retain_graph: bool = False, scale: Tensor | float = 1.0
+    ) -> RowResult:
+        """The K gradients of ``loss`` by themselves: :meth:`plan` and :meth:`add_rows` into a new bank.
+
+        Args:
+            loss: computed from the watched model with gradients enabled.
+            parameters: those whose gradients are wanted, not sharded.
+            retain_graph: keep the graph for another backward.
+            scale: multiplies the cotangents, and so the blocks; for a ``GradScaler``'s factor.
+
+        Raises:
+            ValueError: a layer that mixes samples (BatchNorm in train mode, ``scale_grad_by_freq``), a prediction that
+                the terms were not computed from, another number of rewards.
+        """
+        bank = GradientBank(self.rewards)
+        plan = self.plan(loss, parameters, scale)
+        result = self.add_rows(loss, plan, bank, range(self.rewards), retain_graph, scale)
+        for parameter in plan.wanted:
+            called = any(slot.tapped in plan.graph.calls for slot in plan.slots.get(parameter, ()))
+            if bank.has(parameter) or (called and parameter not in result.uncovered):
+                result.blocks[parameter] = bank.blocks.get(parameter, zeros(self.rewards, parameter))
+        return result
+
+    def plan(
+        self,
+        loss: SeparableLoss,
+        parameters: Iterable[Tensor],
+        scale: Tensor | float = 1.0,
+        first: bool = True,
+        group: dist.ProcessGroup | None = None,
+    ) -> Plan:
+        """Find out what the passes of ``loss`` can cover; the graph is kept.
+
+        Args:
+            first: whether nothing has been collected in this optimizer step yet.
+            group: ranks that share sharded parameters; they agree on everything that is decided here.
+        """
+        if not loss.prediction.requires_grad:
+            raise ValueError("the prediction has no graph: pass the tensor that the terms were computed from")
+        if loss.num_rewards != self.rewards:
+            raise ValueError(f"the loss has {loss.num_rewards} rewards, the engine was made for {self.rewards}")
+        wanted, verifier = trainable(parameters), self._verifier
+        self._hooks.attach()
+        slots = self._hooks.slots(wanted)
+        graph = walk([loss.prediction, loss.terms], self._shared)
+        flows, sizes, silent = cotangents(loss, scale)
+        keys = layout_keys(loss, wanted, slots, graph)
+        condemned = {parameter: verifier.wrong[key] for parameter, key in keys.items() if key in verifier.wrong}
+        if len(loss.prediction) > self._shared.capacity and graph.compiled:
+            self._shared.capacity = 2 * len(loss.prediction)
+            condemned = dict.fromkeys(wanted, TOO_WIDE)
+        judged = {parameter for parameter, key in keys.items() if key not in verifier.verified}
+        if first:
+            verifier.count(self._hooks.conduct())
+        everything = verifier.due
+        checking = everything or any(keys[parameter] not in verifier.dormant for parameter in judged)
+        if sharded := any_sharded(wanted):
+            flags = [*(p in condemned for p in wanted), *(p in judged for p in wanted), everything, checking]
+            flags = agree([*flags, *(not each for each in silent)], local_part(wanted[0]).device, group)
+            for parameter, elsewhere in zip(wanted, flags, strict=False):
+                if elsewhere:
+                    condemned.setdefault(parameter, "its rows are wrong on another rank")
+            judged = {p for p, each in zip(wanted, flags[len(wanted) :], strict=False) if each}
+            everything, checking, *speaking = flags[2 * len(wanted) :]
+            silent = [not each for each in speaking]
+        judged = (set(wanted) if everything else judged) - set(condemned)
+        leaves = {*wanted, *self._hooks.names()} if graph.hiding or sharded else set()
+        checking = checking and not all(silent)
+        return Plan(
+            wanted, slots, graph, leaves, flows, sizes, silent, keys, condemned, judged, everything, checking, sharded
+        )
+
+    def add_rows(
+        self,
+        loss: SeparableLoss,
+        plan: Plan,
+        store: GradientBank | GatheredRows,
+        offered: Sequence[int],
+        retain_graph: bool = False,
+        scale: Tensor | float = 1.0,
+        group: dist.ProcessGroup | None = None,
+    ) -> RowResult:
+        """Run the passes and add the rows to ``store``, except those of the parameters that the result calls uncovered.
+
+        Args:
+            offered: the rewards that have a loss here; the rows of others are not touched.
+        """
+        rows = Rows(
+            store, len(loss.prediction), offered, [p for p in plan.wanted if p not in plan.condemned], plan.judged
+        )
+        weights = torch.cat([loss.weights, check_weights(loss, plan.sizes, plan.silent)], 1)
+        # Whether zero rows have stayed zero is known after the passes only, and a comparison needs the graph.
+        keep = bool(retain_graph or plan.judged or plan.condemned)
+        passes = self._run(loss, plan, rows, weights, keep)
+        refused: dict[Tensor, str] = {}
+        if plan.everything and passes:
+            self._verifier.due = False
+        checking = plan.checking or (passes > 0 and self._awake(rows, plan, group))
+        if checking:
+            expected, verdicts = self._compare(loss, plan, rows, weights[:, -1], scale, group)
+            refused = self._verifier.learn(verdicts, expected, plan.keys, plan.slots, plan.graph, rows)
+        for parameter in plan.judged:
+            if parameter in refused:
+                rows.reject(parameter)
+            else:
+                rows.accept(parameter)
+        uncovered = {p: (plan.condemned | refused)[p] for p in plan.wanted if p in plan.condemned or p in refused}
+        reasons = self.tell(uncovered)
+        return RowResult({}, list(uncovered), reasons, passes, int(checking), len(rows.holders), plan.graph.hiding)
+
+    def tell(self, uncovered: Mapping[Tensor, str]) -> dict[str, str]:
+        """Reasons by name; warns once about each that stays."""
+        names = self._hooks.names() if uncovered else {}
+        reasons = {label(names, parameter): reason for parameter, reason in uncovered.items()}
+        tell_once({name: reason for name, reason in reasons.items() if reason not in PASSING}, self._told)
+        return reasons
+
+    def check(self, loss: SeparableLoss, parameters: Iterable[Tensor]) -> None:
+        """Compare the rows of every parameter with the ordinary gradient of Σ_m Σ_i r_mi terms[m, i], r generic.
+
+        Tolerance relative to the gradient's norm: 1e-6 in fp64, 1e-4 in fp32, 2e-2 in fp16, 5e-2 in bf16, by the
+        lowest precision in the model; below the rounding of a gradient of the usual size anything passes. The graph
+        is kept.
+
+        Raises:
+            RuntimeError: a parameter with an ordinary gradient and no rows, or others; all are named.
+        """
+        plan = self.plan(loss, parameters, first=False)
+        plan.judged = set(plan.wanted)
+        rows = Rows(GradientBank(self.rewards), len(loss.prediction), [], plan.wanted, plan.judged)
+        weights = torch.cat([loss.weights, check_weights(loss, plan.sizes, plan.silent)], 1)
+        self._run(loss, plan, rows, weights, keep=True)
+        _, verdicts = self._compare(loss, plan, rows, weights[:, -1], 1.0, None)
+        names = self._hooks.names()
+        wrong = [p for p, verdict in verdicts.items() if verdict == Verdict.WRONG]
+        if wrong:
+            told = "; ".join(f"{label(names, parameter)}: {rows.reason(parameter)}" for parameter in wrong)
+            raise RuntimeError(f"rows from one backward per term are wrong or missing. {told}")
+
+    def exact(
+        self,
+        loss: SeparableLoss,
+        parameters: Iterable[Tensor],
+        retain_graph: bool = False,
+        scale: Tensor | float = 1.0,
+    ) -> dict[Tensor, Tensor]:
+        """[K, *shape] for each parameter by one backward per reward, the slow twin of :meth:`gradients`.
+
+        Works with reentrant checkpoints too; under FSDP2 the blocks are those of this rank's shards.
+        """
+        wanted = trainable(parameters)
+        plain = any_sharded(wanted) or walk([loss.prediction, loss.terms]).hiding
+        leaves = {*wanted, *self._hooks.names()} if plain else set()
+        blocks = {parameter: zeros(loss.num_rewards, parameter) for parameter in wanted}
+        for index, value in enumerate(loss.losses()):
+            keep = retain_graph or index + 1 < loss.num_rewards
+            for parameter, gradient in zip(wanted, self._ordinary(value * scale, wanted, keep, leaves), strict=True):
+                if gradient is not None:
+                    blocks[parameter][index] += local_part(gradient)
+        return blocks
+
+    def close(self) -> None:
+        """Remove all hooks from the model."""
+        self._hooks.close()
+
+    def __enter__(self) -> "RowEngine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, loss: SeparableLoss, plan: Plan, rows: Rows, weights: Tensor, keep: bool) -> int:
+        """One pass per cotangent that says something; returns their number."""
+        markers = list(self._shared.markers.values())
+        present = [index for index, silent in enumerate(plan.silent) if not silent and markers]
+        self._shared.collection = rows
+        try:
+            for position, index in enumerate(present):
+                rows.begin(weights[index])
+                self._shared.fill(weights[index])
+                retain = keep or position + 1 < len(present)
+                with aside(plan.leaves) if plan.graph.hiding else nullcontext():
+                    if plan.graph.hiding:
+                        loss.prediction.backward(plan.flows[index], retain)
+                    else:
+                        torch.autograd.grad(loss.prediction, markers, plan.flows[index], retain, allow_unused=True)
+        finally:
+            self._shared.collection = None
+        if isinstance(rows.store, GatheredRows):
+            rows.store.land()
+        return len(present)
+
+    def _awake(self, rows: Rows, plan: Plan, group: dist.ProcessGroup | None) -> bool:
+        """Whether rows that have been zero so far are zero no more; the device is waited for if there are such."""
+        if not plan.judged:
+            return False
+        found = [row.any() for row in rows.check_rows().values()]
+        devices = {each.device for each in found}
+        awake = any(bool(torch.stack([each for each in found if each.device == one]).any()) for one in devices)
+        return agree([awake], local_part(plan.wanted[0]).device, group)[0] if plan.sharded else awake
+
+    def _compare(
+        self,
+        loss: SeparableLoss,
+        plan: Plan,
+        rows: Rows,
+        weights: Tensor,
+        scale: Tensor | float,
+        group: dist.ProcessGroup | None,
+    ) -> tuple[dict[Tensor, Tensor | None], dict[Tensor, Verdict]]:
+        """The ordinary gradients of what the check weights [M, B] weigh, and the verdicts."""
+        terms = torch.where(weights != 0, loss.terms, 0)
+        value = (weights * terms).sum() * scale
+        gradients = self._ordinary(value, plan.wanted, True, plan.leaves)
+        expected = dict(zip(plan.wanted, gradients, strict=True))
+        found, device = rows.check_rows(), local_part(plan.wanted[0]).device
+        if isinstance(rows.store, GatheredRows):
+            found = rows.store.take_checks([parameter for parameter in plan.wanted if parameter in plan.judged])
+        coarsest = self._coarsest(loss, plan, rows)
+
+        def total(squares: Tensor) -> Tensor:
+            return everywhere(squares.to(device), dist.ReduceOp.SUM, group).cpu() if plan.sharded else squares
+
+        return expected, compare(found, expected, plan.judged, coarsest, total)
+
+    def _coarsest(self, loss: SeparableLoss, plan: Plan, rows: Rows) -> torch.dtype:
+        """The coarsest precision that gradients pass through."""
+        kinds = {loss.prediction.dtype, *rows.precisions, *(parameter.dtype for parameter in self._hooks.names())}
+        if plan.graph.casting and plan.graph.compiled:
+            # What a compiled region computes in cannot be seen.
+            kinds.add(torch.bfloat16)
+        return max(kinds & set(TOLERANCE), key=lambda kind: torch.finfo(kind).eps)
+
+    def _ordinary(
+        self, value: Tensor, parameters: Sequence[Tensor], keep: bool, leaves: Iterable[Tensor]
+    ) -> list[Tensor | None]:
+        with gradient_sync(self.roots) if any_sharded(parameters) else nullcontext():
+            return ordinary(value, parameters, keep, set(leaves) or None)

@@ -1,0 +1,128 @@
+"""What comparisons have shown so far, and what follows: rows that have not been verified are not used."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..separable import SeparableLoss
+from .comparison import Verdict
+from .graph_walk import Graph
+from .taps import Slot, TappedLayer
+
+if TYPE_CHECKING:
+    from .collection import Collection as Rows
+
+# Everything is compared again on these refreshes, and on every such one after that.
+EARLY, EVERY = (1, 2, 4, 8, 16, 32), 50
+
+NO_MORE = "its rows agreed with its ordinary gradient and differ now, so some since the last comparison may be off"
+NOT_FINITE = "its gradient is not finite, so its rows cannot be verified"
+TURNED = "its layer holds the samples in another order, which is tried next"
+# These pass by: no warning.
+PASSING = (NOT_FINITE, TURNED)
+
+
+class Verifier:
+    """Remembers by parameter and layout of its calls.
+
+    ``verified``: rows are used as they come. ``dormant``: there was nothing but zero to compare; rows are used as long
+    as they are zero. ``wrong``: with the reason; not tried again.
+    """
+
+    def __init__(self) -> None:
+        self.verified: set[Hashable] = set()
+        self.dormant: set[Hashable] = set()
+        self.wrong: dict[Hashable, str] = {}
+        self.due = False
+        self._refreshes = 0
+        self._conduct: int | None = None
+
+    def count(self, conduct: int) -> None:
+        """Count a refresh: everything becomes ``due`` to be compared by its number, or because hooks or the train mode
+        of a module have changed (``conduct``).
+        """
+        number, before = self._refreshes, self._conduct
+        self._refreshes, self._conduct = number + 1, conduct
+        changed = before is not None and conduct != before
+        self.due |= changed or number in EARLY or (number > 0 and number % EVERY == 0)
+
+    def learn(
+        self,
+        verdicts: Mapping[Tensor, Verdict],
+        expected: Mapping[Tensor, Tensor | None],
+        keys: Mapping[Tensor, Hashable],
+        slots: Mapping[Tensor, Sequence[Slot]],
+        graph: Graph,
+        rows: "Rows",
+    ) -> dict[Tensor, str]:
+        """Remember the verdicts; returns the parameters whose rows must not be used now, with the reason."""
+        refused: dict[Tensor, str] = {}
+        wrong = [parameter for parameter, verdict in verdicts.items() if verdict == Verdict.WRONG]
+        turned = {
+            slot.tapped
+            for parameter in wrong
+            for slot in slots.get(parameter, ())
+            if not slot.tapped.adjacent and _repeated(slot.tapped, graph, rows.batch) and parameter in rows.check_rows()
+        }
+        for parameter, verdict in verdicts.items():
+            key = keys[parameter]
+            if verdict == Verdict.RIGHT:
+                self.verified.add(key)
+            elif verdict == Verdict.ZERO:
+                # Without a slot nothing would tell that it is zero no more.
+                if key not in self.verified and (parameter in slots or expected[parameter] is None):
+                    self.dormant.add(key)
+            elif verdict == Verdict.NOT_FINITE:
+                if key not in self.verified:
+                    refused[parameter] = NOT_FINITE
+            elif verdict == Verdict.WRONG:
+                reason = NO_MORE if key in self.verified else rows.reason(parameter)
+                self.verified.discard(key)
+                self.wrong[key] = reason
+                # The layout is part of the key, so that the other order is met as a new one.
+                refused[parameter] = TURNED if any(s.tapped in turned for s in slots.get(parameter, ())) else reason
+        for tapped in turned:
+            tapped.turn(adjacent=True)
+        for parameter, verdict in verdicts.items():
+            if verdict == Verdict.NOISE and self._verified_beside(parameter, keys, slots):
+                # Such as the bias of attention's keys: its layer is known to be read rightly.
+                self.verified.add(keys[parameter])
+        return refused
+
+    def _verified_beside(
+        self, parameter: Tensor, keys: Mapping[Tensor, Hashable], slots: Mapping[Tensor, Sequence[Slot]]
+    ) -> bool:
+        layers = {slot.tapped for slot in slots.get(parameter, ())}
+        others = [slot.parameter for tapped in layers for slot in tapped.slots.values()]
+        return any(other is not parameter and keys.get(other) in self.verified for other in others)
+
+
+def layout_keys(
+    loss: SeparableLoss, parameters: Sequence[Tensor], slots: Mapping[Tensor, Sequence[Slot]], graph: Graph
+) -> dict[Tensor, Hashable]:
+    """What a comparison holds for: the parameter, and the multiples of the batch that its layers were called with.
+
+    Where calls are not seen, inside compiled regions, the shape of the prediction stands for them. Not from one
+    sample to several: with one, every layout is right.
+    """
+    batch, shape = len(loss.prediction), tuple(loss.prediction.shape[1:])
+    keys: dict[Tensor, Hashable] = {}
+    for index, parameter in enumerate(parameters):
+        places: list[Hashable] = [index]
+        for slot in slots.get(parameter, ()):
+            calls = graph.calls.get(slot.tapped)
+            layout: Hashable = shape if calls is None else frozenset(_repeats(rows, batch) for rows in calls)
+            places.append((slot.label, layout, slot.tapped.adjacent))
+        keys[parameter] = (*places, batch > 1)
+    return keys
+
+
+def _repeats(rows: int, batch: int) -> int:
+    """How often a layer's rows hold the batch; 0: they cannot."""
+    return rows // batch if batch and rows % batch == 0 else 0
+
+
+def _repeated(tapped: TappedLayer, graph: Graph, batch: int) -> bool:
+    calls = graph.calls.get(tapped)
+    return calls is None or any(_repeats(rows, batch) > 1 for rows in calls)
