@@ -54,7 +54,7 @@ def test_gradients_are_those_of_the_clipped_objective(
 
 def test_one_pass_carries_all_rewards() -> None:
     model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-    engine, parameters = RowEngine(model, 3), trained(model)
+    engine, parameters = RowEngine(model, 5), trained(model)
     prediction = model(torch.randn(6, 4, 3).double())
     log_prob = log_probability(prediction, torch.randn(6, 4, 3).double(), 0.5)
     old, advantages = (log_prob + 0.2 * torch.randn(6)).detach(), torch.randn(5, 6).double()

@@ -61,15 +61,15 @@ def test_a_zero_cotangent_has_no_pass() -> None:
     zero = (prediction - prediction.detach()).square().mean(1)
     one = prediction.square().mean(1)
     masked = torch.where(torch.arange(4) < 2, one, zero)
-    weights = torch.rand(3, 2, 4)
+    weights = torch.rand(3, 3, 4)
     weights[2, :, :2] = 0
     loss = SeparableLoss(prediction, torch.stack([zero, one, masked]), weights)
     found = engine.gradients(loss, trained(model), retain_graph=True)
     assert found.passes == 1
     compare_blocks(found, loop(loss, trained(model)))
-    nothing = SeparableLoss(prediction, zero.unsqueeze(0), torch.rand(1, 2, 4))
+    nothing = SeparableLoss(prediction, zero.unsqueeze(0), torch.rand(1, 3, 4))
     found = engine.gradients(nothing, trained(model))
-    assert (found.passes, len(found.blocks)) == (0, 6)
+    assert (found.passes, found.checks, len(found.blocks)) == (0, 0, 6)
     assert not any(block.any() for block in found.blocks.values())
 
 
@@ -86,8 +86,10 @@ def test_the_scale_multiplies_the_blocks() -> None:
 def test_the_graph_is_kept_on_request(retain: bool) -> None:
     model = Situation("plain")
     engine = RowEngine(model, 3)
+    for _ in range(3):
+        engine.gradients(make_loss(model(torch.randn(4, 3))), trained(model))
     loss = make_loss(model(torch.randn(4, 3)))
-    engine.gradients(loss, trained(model), retain_graph=retain)
+    assert engine.gradients(loss, trained(model), retain_graph=retain).checks == 0
     expected: AbstractContextManager[Any] = (
         nullcontext() if retain else pytest.raises(RuntimeError, match="second time")
     )
@@ -102,7 +104,7 @@ def test_copies_of_a_watched_model_work_and_are_not_watched() -> None:
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other(x), model(x))
         loss = make_loss(other(x))
-        with pytest.warns(UserWarning, match="before it was watched"):
+        with pytest.warns(UserWarning, match="called before it was watched"):
             assert RowEngine(other, 3).gradients(loss, trained(other)).blocks == {}
         with RowEngine(other, 3) as second:
             loss = make_loss(other(x))

@@ -107,9 +107,10 @@ class RowEngine:
         bank = GradientBank(self.rewards)
         plan = self.plan(loss, parameters, scale)
         result = self.add_rows(loss, plan, bank, range(self.rewards), retain_graph, scale)
+        uncovered = set(result.uncovered)
         for parameter in plan.wanted:
             called = any(slot.tapped in plan.graph.calls for slot in plan.slots.get(parameter, ()))
-            if bank.has(parameter) or (called and parameter not in result.uncovered):
+            if bank.has(parameter) or (called and parameter not in uncovered):
                 result.blocks[parameter] = bank.blocks.get(parameter, zeros(self.rewards, parameter))
         return result
 
