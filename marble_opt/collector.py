@@ -204,8 +204,9 @@ class GradientCollector:
         if result.uncovered:
             self.work.fallback.update(result.reasons)
             self.work.passes += loss.num_rewards
+            # Under FSDP2 these are means over ranks, of rewards too that only another rank offers.
             for parameter, rows in engine.exact(loss, result.uncovered, retain_graph, scale).items():
-                self.bank.add_rows(parameter, rows, offered)
+                self.bank.add_block(parameter, rows) if sharded else self.bank.add_rows(parameter, rows, offered)
         return None if plan.graph.hiding else loss.prediction
 
     @contextmanager

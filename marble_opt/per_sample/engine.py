@@ -15,7 +15,7 @@ from ..separable import SeparableLoss
 from .backward_passes import aside, cotangents, ordinary
 from .collection import Collection as Rows
 from .comparison import TOLERANCE, Verdict, check_weights, compare
-from .fsdp2 import GatheredRows, gradient_sync
+from .fsdp2 import GatheredRows, gradient_sync, sharded_parameters
 from .graph_walk import Graph, walk
 from .module_hooks import ModuleHooks
 from .row_result import RowResult, label, tell_once, trainable, zeros
@@ -157,7 +157,7 @@ class RowEngine:
             everything, checking, *speaking = flags[2 * len(wanted) :]
             silent = [not each for each in speaking]
         judged = (set(wanted) if everything else judged) - set(condemned)
-        leaves = {*wanted, *self._hooks.names()} if graph.hiding or sharded else set()
+        leaves = self._leaves(wanted, sharded or graph.hiding)
         checking = checking and not all(silent)
         return Plan(
             wanted, slots, graph, leaves, flows, sizes, silent, keys, condemned, judged, everything, checking, sharded
@@ -242,8 +242,7 @@ class RowEngine:
         Works with reentrant checkpoints too; under FSDP2 the blocks are those of this rank's shards.
         """
         wanted = trainable(parameters)
-        plain = any_sharded(wanted) or walk([loss.prediction, loss.terms]).hiding
-        leaves = {*wanted, *self._hooks.names()} if plain else set()
+        leaves = self._leaves(wanted, any_sharded(wanted) or walk([loss.prediction, loss.terms]).hiding)
         blocks = {parameter: zeros(loss.num_rewards, parameter) for parameter in wanted}
         for index, value in enumerate(loss.losses()):
             keep = retain_graph or index + 1 < loss.num_rewards
@@ -263,6 +262,13 @@ class RowEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _leaves(self, wanted: Sequence[Tensor], plain: bool) -> set[Tensor]:
+        """What a plain backward may touch, if one is needed; gathered parameters are FSDP2's own concern."""
+        if not plain:
+            return set()
+        others = sharded_parameters(self.roots).values() if any_sharded(wanted) else self._hooks.names()
+        return {*wanted, *others}
 
     def _run(self, loss: SeparableLoss, plan: Plan, rows: Rows, weights: Tensor, keep: bool) -> int:
         """One pass per cotangent that says something; returns their number."""

@@ -49,6 +49,9 @@ def find_handler(module: nn.Module) -> Handler:
     if isinstance(module, _BatchNorm):
         return BATCH_NORM
     kind = type(module)
+    if kind.__bases__[0].__name__ == "FSDPModule":
+        # fully_shard gives a module a class of its own, derived from this mixin and the former class.
+        kind = kind.__bases__[-1]
     known = HANDLERS.get(kind) or HANDLERS_BY_NAME.get(f"{kind.__module__}.{kind.__qualname__}")
     if known is None or known.names is None or "forward" in vars(module):
         return GENERIC
