@@ -3,9 +3,7 @@
 import copy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -13,7 +11,6 @@ import marble_opt.bank
 import marble_opt.collector
 import marble_opt.gram
 from distributed_worker import Share
-from marble_opt import Marble
 from misuse_cases import NAMES, expected, make, network, parameters, parameters_differ, two_losses
 
 
@@ -122,18 +119,6 @@ def reentrant(share: Share, quiet: bool) -> Any:
         opt.step()
         opt.zero_grad()
     return parameters(plain)
-
-
-def fallback_from_factored(share: Share) -> Any:
-    from sharded_worker import nft
-
-    model = fully_shard(nn.Sequential(nn.Linear(4, 1)).double())
-    opt = Marble(torch.optim.SGD(model.parameters()), ("a", "b", "c"), model=model)
-    for step in range(2):
-        opt.backward(nft(share, model, step, 0, torch.float64, "cpu"))
-        opt.step()
-    assert opt.report is not None
-    return opt.report.route, list(opt.report.fallback)
 
 
 def bucket_view_without_copy(share: Share) -> Any:

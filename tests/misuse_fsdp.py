@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -134,14 +134,6 @@ def fsdp1(share: Share) -> Any:
     model = FullyShardedDataParallel(network(), device_id=torch.device("cpu"), use_orig_params=True)
     opt = make(model)
     opt.backward(two_losses(share, model))
-
-
-def factored_insisted(share: Share) -> Any:
-    from sharded_worker import nft
-
-    model = fully_shard(nn.Sequential(nn.Linear(4, 1)).double())
-    opt = Marble(torch.optim.SGD(model.parameters()), ("a", "b", "c"), model=model, route="factored")
-    opt.backward(nft(share, model, 0, 0, torch.float64, "cpu"))
 
 
 def overflow_under_fsdp(share: Share) -> Any:

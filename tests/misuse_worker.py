@@ -18,7 +18,6 @@ from misuse_ddp import (
     ddp_collects,
     ddp_collects_differ,
     ddp_collects_differ_without_sync,
-    fallback_from_factored,
     nobody_collects,
     one_rank_collects_nothing,
     reentrant,
@@ -26,7 +25,6 @@ from misuse_ddp import (
 )
 from misuse_fsdp import (
     another_mesh,
-    factored_insisted,
     fsdp1,
     fsdp_beside_a_plain_parameter,
     fsdp_collects_differ,
@@ -91,7 +89,6 @@ REFUSED: dict[str, tuple[Callable[[Share], Any], str]] = {
     "another_mesh": (another_mesh, "ValueError: .* pass process_group="),
     "tensor_parallel": (tensor_parallel, "NotImplementedError: .*tensor parallelism"),
     "fsdp1": (fsdp1, "NotImplementedError: FSDP1 .* use FSDP2"),
-    "factored_insisted": (factored_insisted, "NotImplementedError: route='factored'.* use route='auto'"),
 }
 
 
@@ -101,7 +98,6 @@ OTHER: dict[str, Callable[[Share], Any]] = {
     "fsdp_step_cosines": fsdp_step_cosines,
     "overflow_under_fsdp": overflow_under_fsdp,
     "fsdp_fused": fsdp_fused,
-    "fallback_from_factored": fallback_from_factored,
     "bucket_view_without_copy": bucket_view_without_copy,
     "unmarked_collects": unmarked_collects,
     "resumed": resumed,

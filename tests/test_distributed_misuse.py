@@ -67,12 +67,6 @@ def test_nothing_sharded_reaches_the_kernels(two_ranks: Ranks) -> None:
         assert [text for text in ours["fsdp_fused"]["told"] if "a parameter is sharded (FSDP2)" in text]
 
 
-def test_the_factored_route_falls_back_and_says_so_once(two_ranks: Ranks) -> None:
-    for ours in two_ranks:
-        assert ours["fallback_from_factored"]["value"] == ("loop", ["all parameters"])
-        assert len([text for text in ours["fallback_from_factored"]["told"] if "are sharded (FSDP2)" in text]) == 1
-
-
 def test_the_guards_have_teeth(two_ranks: Ranks) -> None:
     for ours in two_ranks:
         assert ours["bucket_view_without_copy"]["value"] is True

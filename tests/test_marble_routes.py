@@ -20,7 +20,8 @@ def test_factored_steps_equal_those_of_the_loop(option: str, kind: str, anchor: 
     assert close(ours, theirs, TOLERANCE[dtype])
     for report, other in zip(reports, others, strict=True):
         assert report.refreshed == other.refreshed
-        assert (report.route, other.route) == (("factored", "loop") if report.refreshed else ("mixed", "mixed"))
+        rows = "factored" if kind == "covered" else "loop"
+        assert (report.route, other.route) == ((rows, "loop") if report.refreshed else ("mixed", "mixed"))
         assert report.active.tolist() == other.active.tolist()
         assert report.skipped.tolist() == other.skipped.tolist()
         torch.testing.assert_close(report.alpha, other.alpha, rtol=0, atol=1e3 * TOLERANCE[dtype])
@@ -83,11 +84,13 @@ def test_a_parameter_without_a_handler_is_told_once_and_named_in_every_report() 
         opt.backward(nft(model, 0, 1, "shared"))
         opt.step()
     opt.zero_grad()
-    for step in (0, 2):
+    # The contrast's pass, K for the parameter that is left over, the anchor's. What is known to be left over is not
+    # tried: then one backward per reward that is there costs less.
+    first, later = (1 + 3 + 1) + (3 + 1), (2 + 1) + (3 + 1)
+    for step, passes in ((0, first), (2, later)):
         if step:
             advance(opt, model, step, "shared")
         assert opt.report is not None
         assert list(opt.report.fallback) == ["head.matrix"]
         assert "past the layer that owns it" in opt.report.fallback["head.matrix"]
-        # One pass for the contrast, one for the anchor, K for the parameter that is left over.
-        assert (opt.report.passes, opt.report.layers) == (MICRO * (1 + 1 + 3), 3)
+        assert opt.report.passes == passes
