@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..bank import GradientBank
 from .fsdp2 import GatheredRows
 from .taps import Slot, TappedLayer
+from .uses import Use
 
 UNREACHED = (
     "no watched layer gave rows of it: it is used past the layer that owns it, that layer has no rule or was called "
@@ -56,33 +57,34 @@ class Collection:
         self.weights = weights
         self._columns = {}
 
-    def names(self, tapped: TappedLayer, names: Sequence[str]) -> list[str]:
+    def names(self, tapped: TappedLayer | Use, names: Sequence[str]) -> list[str]:
         """Those that are collected for; raises ``ValueError`` for a layer that mixes samples."""
-        problem = tapped.handler.refuses(tapped.module, names)
+        problem, module = tapped.refuses(names), tapped.layer.module
         if problem is not None:
             raise ValueError(
-                f"{tapped.path} ({type(tapped.module).__name__}) {problem}; or take one backward per reward: "
-                "route='loop'"
+                f"{tapped.path} ({type(module).__name__}) {problem}; or take one backward per reward: route='loop'"
             )
-        return [name for name in names if tapped.slots[name].parameter in self.wanted]
+        return [name for name in names if any(p in self.wanted for p in tapped.parameters(name))]
 
-    def columns(self, tapped: TappedLayer, names: Sequence[str], rows: int, device: torch.device) -> Tensor | None:
+    def columns(
+        self, tapped: TappedLayer | Use, names: Sequence[str], rows: int, device: torch.device
+    ) -> Tensor | None:
         """The weights [K + 1, L] of a layer's rows, or ``None``, noted, where the rows cannot be samples."""
         repeats, rest = divmod(rows, self.batch) if self.batch else (int(rows == 0), rows)
         if rest or not repeats:
             self.fail(tapped, names, f"{tapped.path} has {rows} rows for {self.batch} samples")
             return None
-        key = (device, repeats, tapped.adjacent)
+        key, adjacent = (device, repeats, tapped.layer.adjacent), tapped.layer.adjacent
         if key not in self._columns:
             weights = self.weights.to(device)
             if repeats > 1:
-                weights = weights.repeat_interleave(repeats, 1) if tapped.adjacent else weights.repeat(1, repeats)
+                weights = weights.repeat_interleave(repeats, 1) if adjacent else weights.repeat(1, repeats)
             self._columns[key] = weights
         return self._columns[key]
 
-    def fail(self, tapped: TappedLayer, names: Sequence[str], reason: str) -> None:
+    def fail(self, tapped: TappedLayer | Use, names: Sequence[str], reason: str) -> None:
         """Note why there are no rows."""
-        self.failed.update((tapped.slots[name].parameter, reason) for name in names)
+        self.failed.update((parameter, reason) for name in names for parameter in tapped.parameters(name))
 
     def receive(self, slot: Slot, rows: Tensor) -> None:
         """Take rows [K + 1, *shape], the last with the check weights."""

@@ -327,9 +327,7 @@ class RowEngine:
     def _coarsest(self, loss: SeparableLoss, plan: Plan, rows: Rows) -> torch.dtype:
         """The coarsest precision that gradients pass through."""
         kinds = {loss.prediction.dtype, *rows.precisions, *(parameter.dtype for parameter in self._hooks.names())}
-        if plan.graph.casting and plan.graph.compiled:
-            # What a compiled region computes in cannot be seen.
-            kinds.add(torch.bfloat16)
+        kinds |= plan.graph.precisions
         return max(kinds & set(TOLERANCE), key=lambda kind: torch.finfo(kind).eps)
 
     def _ordinary(

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
@@ -19,13 +20,14 @@ _COMPILED = "CompiledFunctionBackward"
 class Graph:
     """``calls``: layer → the sizes of the leading dimension that it was called with, for the layers of one engine that
     neither a reentrant checkpoint nor a compiled region hides; ``hiding``: there is a reentrant checkpoint, which
-    refuses ``torch.autograd.grad``; ``compiled``: there is a compiled region; ``casting``: something changes its dtype.
+    refuses ``torch.autograd.grad``; ``compiled``: there is a compiled region; ``precisions``: the dtypes that casts
+    lead from and to.
     """
 
     calls: dict[TappedLayer, set[int]] = field(default_factory=dict)
     hiding: bool = False
     compiled: bool = False
-    casting: bool = False
+    precisions: set[torch.dtype] = field(default_factory=set)
 
 
 def walk(starts: Collection[Tensor], shared: Shared | None = None, clear: Tensor | None = None) -> Graph:
@@ -46,14 +48,15 @@ def walk(starts: Collection[Tensor], shared: Shared | None = None, clear: Tensor
         kind = type(node).__name__
         if kind == _TAP:
             tapped = getattr(node, "tapped", None)
-            if isinstance(tapped, TappedLayer) and tapped.shared is shared:
-                graph.calls.setdefault(tapped, set()).add(node.rows)  # type: ignore[attr-defined]
+            if tapped is not None and tapped.shared is shared:
+                graph.calls.setdefault(tapped.layer, set()).add(node.rows)  # type: ignore[attr-defined]
         elif kind == _HIDING:
             graph.hiding = True
         elif kind == _COMPILED:
             graph.compiled = True
         elif kind == _CAST:
-            graph.casting = True
+            nodes = [node, *(following for following, _ in node.next_functions if following is not None)]
+            graph.precisions |= {each.dtype for part in nodes for each in part._input_metadata if each is not None}
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 stack.append(following)

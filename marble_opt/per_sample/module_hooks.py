@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .fsdp2 import sharded_parameters
 from .layers import find_handler
 from .taps import Shared, Slot, TappedLayer
+from .tracked import restore, swap
 
 
 class ModuleHooks:
@@ -100,14 +101,14 @@ class ModuleHooks:
         self._handles += [
             module.register_forward_pre_hook(_InputHook(tapped), with_kwargs=True),
             # First in line: hooks of others may change the output.
-            module.register_forward_hook(_OutputHook(tapped), prepend=True, with_kwargs=True),
+            module.register_forward_hook(_OutputHook(tapped), prepend=True, with_kwargs=True, always_call=True),
         ]
 
     def _add_slots(self, tapped: TappedLayer) -> None:
         for name, (holder, key) in owned(tapped.module).items():
             parameter = holder._parameters[key]
             if name not in tapped.slots and parameter is not None and parameter.requires_grad:
-                tapped.slots[name] = Slot(tapped, f"{tapped.path}.{name}".lstrip("."), holder, key, parameter)
+                tapped.slots[name] = Slot(tapped, name, holder, key, parameter)
 
     def _modules(self) -> Iterator[tuple[str, nn.Module]]:
         several = len(self.roots) > 1
@@ -166,9 +167,9 @@ class _RootHook(_Hook):
 
 class _OutputHook(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
-        if self.watched is None or not torch.is_grad_enabled():
+        if self.watched is None or (not torch.compiler.is_compiling() and restore(self.watched)):
             return None
-        if not isinstance(output, Tensor) or not output.requires_grad:
+        if not torch.is_grad_enabled() or not isinstance(output, Tensor) or not output.requires_grad:
             return None
         tapped: TappedLayer = self.watched
         return tapped.tap(args, kwargs, output)
@@ -180,7 +181,13 @@ class _InputHook(_Hook):
     """
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if torch.compiler.is_compiling() or self.watched is None or len(args) + len(kwargs) != 1 or not _recording():
+        if torch.compiler.is_compiling() or self.watched is None or not _recording():
+            return None
+        self.watched.called = True
+        if self.watched.tracking:
+            swap(self.watched)
+            return None
+        if len(args) + len(kwargs) != 1:
             return None
         given = args[0] if args else next(iter(kwargs.values()))
         handler = self.watched.handler

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +14,12 @@ from .layers.base import NotPerSampleError, without_autocast
 
 if TYPE_CHECKING:
     from .collection import Collection
+    from .uses import Use
 
 # Columns of the weights that compiled layers read; a larger batch takes the loop once and makes it wider.
 CAPACITY = 1024
+# Larger modules are not run again for the rows of their own parameters: K backwards cost less.
+_REPLAYED_MODULES = 16
 
 
 class Gate(torch.autograd.Function):
@@ -28,16 +32,17 @@ class Gate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, marker: Tensor, slot: "Slot", rows: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        ctx.slot = weakref.ref(slot)
+    def forward(ctx: Any, marker: Tensor, target: Any, rows: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        # A slot holds its gate for good, and would never be freed if its gate held it.
+        ctx.target = weakref.ref(target) if isinstance(target, Slot) else lambda: target
         return torch.zeros((), dtype=dtype, device=marker.device).expand(rows, *shape)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Any) -> Any:
-        slot: Slot | None = ctx.slot()  # type: ignore[attr-defined]
-        if slot is not None and slot.shared.collection is not None:
+        target = ctx.target()  # type: ignore[attr-defined]
+        if target is not None and target.shared.collection is not None:
             with torch.no_grad():
-                slot.shared.collection.receive(slot, grads[0])
+                target.land(grads[0])
         return None, None, None, None, None
 
 
@@ -118,13 +123,14 @@ class Slot:
 
     Args:
         tapped: the layer that owns the parameter.
-        label: the path of the parameter.
-        holder, key: the module that holds it, and under which name there; under FSDP2 that is the gathered one at times.
+        name: of the parameter in the layer; ``label`` is its path.
+        holder, key: the module that holds it, and its name there; under FSDP2 that is the gathered one at times.
         parameter: the optimizer's own.
     """
 
-    def __init__(self, tapped: "TappedLayer", label: str, holder: nn.Module, key: str, parameter: Tensor) -> None:
-        self.tapped, self.shared, self.label = tapped, tapped.shared, label
+    def __init__(self, tapped: "TappedLayer", name: str, holder: nn.Module, key: str, parameter: Tensor) -> None:
+        self.tapped, self.shared, self.name = tapped, tapped.shared, name
+        self.label = f"{tapped.path}.{name}".lstrip(".")
         self.holder, self.key, self.parameter = holder, key, parameter
         self.gate: Tensor | None = None
 
@@ -139,25 +145,63 @@ class Slot:
                 self.gate = make(self.shared.markers[device], self, shape[0], shape[1:], dtype)
         return self.gate
 
+    def land(self, rows: Tensor) -> None:
+        """Rows [K + 1, *shape] of this parameter."""
+        if self.shared.collection is not None:
+            self.shared.collection.receive(self, rows)
+
 
 class TappedLayer:
     """A watched module.
 
     ``adjacent`` says how its rows hold the samples of a repeated batch: the n rows of one sample side by side
-    (``repeat_interleave``), or the whole batch block after block (``repeat``, ``cat``).
+    (``repeat_interleave``), or the whole batch block after block (``repeat``, ``cat``). ``tracking``: its parameters are
+    followed through its forward, which is where they meet samples; else its output is tapped. ``called``: ever.
     """
 
     def __init__(self, shared: Shared, path: str, module: nn.Module, handler: Handler) -> None:
         self.shared, self.path, self.module, self.handler = shared, path, module, handler
         self.slots: dict[str, Slot] = {}
         self.adjacent = False
+        # Modules without others inside are run again by sample: any operation is right then, not only those with a rule.
+        self.tracking = not handler.exact and bool(module._modules)
+        self._ways = 2 if not handler.exact else 1
+        self.called = False
+        self.layer = self
+        self.swapped: list[list[tuple[Slot, nn.Parameter]]] = []
         self._flags: dict[torch.device, Tensor] = {}
 
-    def turn(self, adjacent: bool) -> None:
-        """Read the rows in the other order from now on."""
-        self.adjacent = adjacent
+    def read_otherwise(self, repeated: bool) -> bool:
+        """Read rows in the other order from now on (``repeated``: there is another one), or the operations of a call
+        instead of the whole, or the whole instead of them; returns whether there is a way left.
+        """
+        if repeated and not self.adjacent:
+            self.adjacent = True
+        elif self.called and self._ways > 1 and (not self.tracking or sum(1 for _ in self.module.modules()) <= _REPLAYED_MODULES):
+            self.tracking, self.adjacent = not self.tracking, False
+            self._ways -= 1
+        else:
+            return False
         for flag in self._flags.values():
-            flag.data.fill_(adjacent)
+            flag.data.fill_(self.adjacent)
+        return True
+
+    @cached_property
+    def buffers(self) -> list[Tensor]:
+        """What is the same for all samples."""
+        return list(self.module.buffers())
+
+    def refuses(self, names: Sequence[str]) -> str | None:
+        """Why samples cannot be told apart at all, or ``None``."""
+        return self.handler.refuses(self.module, names)
+
+    def parameters(self, name: str) -> list[Tensor]:
+        """The optimizer's parameter behind a name."""
+        return [self.slots[name].parameter]
+
+    def zero_rows(self, name: str) -> Tensor:
+        """Rows of no samples."""
+        return torch.zeros_like(self.slots[name].gate)  # type: ignore[arg-type]
 
     def prepare(self) -> None:
         """Make all that a compiled call needs, outside of it."""
@@ -220,7 +264,7 @@ def _columns(weights: Tensor, batch: Tensor, adjacent: Tensor, rows: int) -> Ten
 
 
 def _uncompiled(ctx: Any, names: Sequence[str], grad: Tensor, collection: "Collection") -> dict[str, Tensor]:
-    tapped: TappedLayer = ctx.tapped
+    tapped: TappedLayer | Use = ctx.tapped
     weights = collection.columns(tapped, names, grad.shape[0], grad.device)
     if weights is None:
         return {}
@@ -233,7 +277,7 @@ def _uncompiled(ctx: Any, names: Sequence[str], grad: Tensor, collection: "Colle
         return {}
     collection.precisions |= {grad.dtype, *(tensor.dtype for tensor in saved if tensor.is_floating_point())}
     if not grad.shape[0]:
-        return {name: torch.zeros_like(tapped.slots[name].gate) for name in names}  # type: ignore[arg-type]
+        return {name: tapped.zero_rows(name) for name in names}
     try:
         rows: dict[str, Tensor] = tapped.contract(names, saved, ctx.other, grad, weights)
     except NotPerSampleError as error:

@@ -18,7 +18,7 @@ EARLY, EVERY = (1, 2, 4, 8, 16, 32), 50
 
 NO_MORE = "its rows agreed with its ordinary gradient and differ now, so some since the last comparison may be off"
 NOT_FINITE = "its gradient is not finite, so its rows cannot be verified"
-TURNED = "its layer holds the samples in another order, which is tried next"
+TURNED = "its layer holds the samples in another way, which is tried next"
 # These pass by: no warning.
 PASSING = (NOT_FINITE, TURNED)
 
@@ -59,11 +59,8 @@ class Verifier:
         """Remember the verdicts; returns the parameters whose rows must not be used now, with the reason."""
         refused: dict[Tensor, str] = {}
         wrong = [parameter for parameter, verdict in verdicts.items() if verdict == Verdict.WRONG]
-        turned = {
-            slot.tapped
-            for parameter in wrong
-            for slot in slots.get(parameter, ())
-            if not slot.tapped.adjacent and _repeated(slot.tapped, graph, rows.batch) and parameter in rows.check_rows()
+        blamed = {
+            slot.tapped: parameter in rows.check_rows() for parameter in wrong for slot in slots.get(parameter, ())
         }
         for parameter, verdict in verdicts.items():
             key = keys[parameter]
@@ -80,10 +77,16 @@ class Verifier:
                 reason = NO_MORE if key in self.verified else rows.reason(parameter)
                 self.verified.discard(key)
                 self.wrong[key] = reason
-                # The layout is part of the key, so that the other order is met as a new one.
-                refused[parameter] = TURNED if any(s.tapped in turned for s in slots.get(parameter, ())) else reason
-        for tapped in turned:
-            tapped.turn(adjacent=True)
+                refused[parameter] = reason
+        # How a layer is read is part of the key, so that its parameters are met as new ones.
+        turned = {
+            tapped
+            for tapped, read in blamed.items()
+            if tapped.read_otherwise(read and _repeated(tapped, graph, rows.batch))
+        }
+        for parameter in wrong:
+            if any(slot.tapped in turned for slot in slots.get(parameter, ())):
+                refused[parameter] = TURNED
         for parameter, verdict in verdicts.items():
             if verdict == Verdict.NOISE and self._verified_beside(parameter, keys, slots):
                 # Such as the bias of attention's keys: its layer is known to be read rightly.
@@ -113,7 +116,7 @@ def layout_keys(
         for slot in slots.get(parameter, ()):
             calls = graph.calls.get(slot.tapped)
             layout: Hashable = shape if calls is None else frozenset(_repeats(rows, batch) for rows in calls)
-            places.append((slot.label, layout, slot.tapped.adjacent))
+            places.append((slot.label, layout, slot.tapped.adjacent, slot.tapped.tracking))
         keys[parameter] = (*places, batch > 1)
     return keys
 

@@ -1,0 +1,105 @@
+"""Parameters that a module uses itself, followed from operation to operation until they meet samples."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.utils import _pytree as pytree
+
+from .recipe import Leaf, Recipe, Step
+
+if TYPE_CHECKING:
+    from .taps import TappedLayer
+
+
+class Tracked(Tensor):
+    """A parameter, or what was computed from parameters alone: a low-rank product, a slice, a transposed matrix.
+
+    An operation on tracked tensors and constants makes another one and is noted in its ``recipe``. One that has other
+    operands too is where samples come in: if there is a rule for it, it is tapped.
+    """
+
+    layer: "TappedLayer"
+    recipe: Recipe
+
+    @classmethod
+    def of(cls, layer: "TappedLayer", name: str, parameter: Tensor) -> "Tracked":
+        """A parameter, to be used in its place."""
+        return _track(parameter, layer, Leaf(layer.slots[name]))
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunctionSubclass():
+            tensors = [each for each in pytree.tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+            tracked = [each for each in tensors if isinstance(each, Tracked)]
+            if not tracked or any(each.layer is not tracked[0].layer for each in tracked):
+                return func(*args, **kwargs)
+            layer = tracked[0].layer
+            if all(isinstance(each, Tracked) or _constant(each, layer) for each in tensors):
+                return _note(func, args, kwargs, layer)
+            from .uses import rule_of
+
+            rule = rule_of(func) if torch.is_grad_enabled() else None
+            return func(*args, **kwargs) if rule is None else rule(layer, func, args, dict(kwargs))
+
+
+def _note(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], layer: "TappedLayer") -> Any:
+    result = func(*args, **kwargs)
+    if func in _DETACHING or not any(isinstance(each, Tensor) for each in pytree.tree_leaves(result)):
+        return result
+    plain = pytree.tree_map_only(Tracked, lambda each: each.recipe, (args, dict(kwargs)))
+    step = Step(func, *plain)
+    if isinstance(result, Tensor):
+        return _track(result, layer, step)
+    if isinstance(result, (tuple, list)) and all(isinstance(each, Tensor) for each in result):
+        return tuple(_track(each, layer, step.part(index)) for index, each in enumerate(result))
+    return result
+
+
+def _track(tensor: Tensor, layer: "TappedLayer", recipe: Recipe) -> Tracked:
+    if not tensor.is_floating_point():
+        return tensor  # type: ignore[return-value]
+    tracked = tensor.as_subclass(Tracked)
+    tracked.layer, tracked.recipe = layer, recipe
+    return tracked
+
+
+_DETACHING = (Tensor.detach, torch.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
+
+
+def _constant(tensor: Tensor, layer: "TappedLayer") -> bool:
+    """Whether a tensor is the same for all samples: a number, or a frozen weight or buffer of the module."""
+    if tensor.dim() == 0 or (isinstance(tensor, Parameter) and not tensor.requires_grad):
+        return not tensor.requires_grad
+    return any(tensor is buffer for buffer in layer.buffers)
+
+
+def swap(layer: "TappedLayer") -> None:
+    """Put tracked tensors in place of the trained parameters of a layer, for one call."""
+    places = []
+    for name in layer.names():
+        slot = layer.slots[name]
+        parameter = slot.holder._parameters[slot.key]
+        assert parameter is not None
+        places.append((slot, parameter))
+        slot.holder._parameters[slot.key] = Tracked.of(layer, name, parameter)  # type: ignore[assignment]
+    layer.swapped.append(places)
+
+
+def restore(layer: "TappedLayer") -> bool:
+    """Undo the last :func:`swap`; returns whether there was one."""
+    if not layer.swapped:
+        return False
+    for slot, parameter in layer.swapped.pop():
+        if isinstance(slot.holder._parameters.get(slot.key), Tracked):
+            slot.holder._parameters[slot.key] = parameter
+    return True
