@@ -137,8 +137,9 @@ class GradientCollector:
         parameters: Sequence[Tensor],
         sharded: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Add the K gradients of one micro-step to the bank; returns a tensor known to hide no reentrant checkpoint, and
-        the shared terms to differentiate.
+        """Add the K gradients of one micro-step to the bank.
+
+        Returns a tensor known to hide no reentrant checkpoint, and the shared terms to differentiate.
         """
         possible = isinstance(losses, SeparableLoss) and self.engine is not None and self._route != "loop"
         if sharded:
@@ -178,8 +179,8 @@ class GradientCollector:
         retain_graph: bool,
         sharded: bool,
     ) -> Tensor | None:
-        """Rows from one backward per term; from one per reward if a parameter is known to need it, which costs less than
-        both.
+        """Rows from one backward per term; if a parameter is known to need one per reward, all take that: it costs less
+        than both.
         """
         if self._check:
             engine.check(loss, parameters)

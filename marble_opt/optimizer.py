@@ -20,6 +20,7 @@ from .guard import check_guard
 from .metric import make_metric
 from .options import check_options
 from .per_sample.engine import RowEngine
+from .ranks import refuse_deepspeed, refuse_layout
 from .routes import Losses
 from .row_balancer import RowBalancer
 from .schedule import MicroSchedule
@@ -97,6 +98,7 @@ class Marble(OptimizerWrapper):
     Raises:
         TypeError: ``optimizer`` is not an optimizer.
         ValueError: an option out of range, with what to do.
+        NotImplementedError: parameters of FSDP1, DeepSpeed or tensor parallelism.
     """
 
     _state_key = "marble"
@@ -128,6 +130,8 @@ class Marble(OptimizerWrapper):
         shared_every: int = 1,
     ) -> None:
         super().__init__(optimizer)
+        refuse_deepspeed(optimizer, model)
+        refuse_layout([p for group in optimizer.param_groups for p in group["params"]], process_group)
         check_options(refresh_every, ema, max_grad_norm, reduction, route, model is not None, probe)
         check_guard(guard, self._base_needs_closure())
         rule = BalanceRule(rewards, normalize=normalize, weights=weights, floor=floor, groups=groups, balancer=balancer)

@@ -63,12 +63,25 @@ def copies(parameter: Tensor, ranks: int) -> int:
     return ranks // shards
 
 
+_DEEPSPEED = (
+    "{}: its engine runs the backward and reduces gradients inside it, so that one per reward cannot be kept: use "
+    "FSDP2 (torch.distributed.fsdp.fully_shard) or DistributedDataParallel"
+)
+
+
+def refuse_deepspeed(*objects: object) -> None:
+    """Raise ``NotImplementedError`` for an optimizer or a model of DeepSpeed's."""
+    for each in objects:
+        if type(each).__module__.partition(".")[0] == "deepspeed":
+            raise NotImplementedError(_DEEPSPEED.format(f"{type(each).__name__} belongs to DeepSpeed"))
+
+
 def refuse_layout(parameters: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
     """Raise for parameters whose gradients the ranks of ``group`` would not share rightly.
 
     Raises:
-        NotImplementedError: FSDP1; tensor parallelism and other layouts than FSDP2's (shards on a 1-D mesh) and HSDP's
-            (replicas and shards on a 2-D mesh).
+        NotImplementedError: FSDP1; DeepSpeed's ZeRO; tensor parallelism and other layouts than FSDP2's (shards on a 1-D
+            mesh) and HSDP's (replicas and shards on a 2-D mesh).
         ValueError: a mesh of other ranks than the process group's.
     """
     meshes = {}
@@ -78,6 +91,8 @@ def refuse_layout(parameters: Sequence[Tensor], group: dist.ProcessGroup | None)
                 "FSDP1 (FullyShardedDataParallel) flattens parameters and cannot run one backward per reward: use "
                 "FSDP2 (torch.distributed.fsdp.fully_shard) or DistributedDataParallel"
             )
+        if hasattr(parameter, "ds_id"):
+            raise NotImplementedError(_DEEPSPEED.format("a parameter is partitioned by DeepSpeed (ZeRO-3)"))
         if is_sharded(parameter):
             mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
             kinds = ["shard" if each.is_shard() else "copy" if each.is_replicate() else "?" for each in placements]

@@ -91,9 +91,9 @@ def gradients_of(
         if all(each is None for p, each in zip(parameters, found, strict=True) if is_sharded(p)):
             raise RuntimeError(
                 "a backward left no gradient on the sharded parameters: FSDP2 keeps them back under "
-                "set_requires_gradient_sync(False) (accelerate's no_sync() and accumulate() set it). Pass model= to Marble, "
-                "which then switches it on where it is needed, or GradientAccumulationPlugin(sync_each_batch=True) to "
-                "accelerate; the rows of micro-steps are added up here"
+                "set_requires_gradient_sync(False) (accelerate's no_sync() and accumulate() set it). Pass model= to "
+                "Marble, which then switches it on where it is needed, or to accelerate "
+                "GradientAccumulationPlugin(sync_each_batch=True); the rows of micro-steps are added up here"
             )
         return found
     return ordinary(loss, parameters, retain_graph, set(parameters) if hides(loss, clear) else None)

@@ -188,6 +188,15 @@ def test_a_balancer_that_returns_another_shape() -> None:
 def test_fsdp1_parameters() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     parameter._fsdp_flattened = True  # type: ignore[attr-defined]
-    opt = Marble(torch.optim.SGD([parameter], lr=1.0), ["a"])
     with pytest.raises(NotImplementedError, match=r"FSDP1 .* use FSDP2"):
-        opt.backward({"a": parameter.sum()})
+        Marble(torch.optim.SGD([parameter], lr=1.0), ["a"])
+
+
+def test_deepspeed() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    engine = type("DeepSpeedEngine", (torch.nn.Module,), {"__module__": "deepspeed.runtime.engine"})()
+    with pytest.raises(NotImplementedError, match=r"DeepSpeedEngine belongs to DeepSpeed: .* use FSDP2"):
+        Marble(torch.optim.SGD([parameter], lr=1.0), ["a"], model=engine)
+    parameter.ds_id = 3  # type: ignore[attr-defined]
+    with pytest.raises(NotImplementedError, match="partitioned by DeepSpeed"):
+        Marble(torch.optim.SGD([parameter], lr=1.0), ["a"])

@@ -1,5 +1,6 @@
 """Modules that no formula is known for: bare parameters, subclasses, other layers."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -152,10 +153,24 @@ def test_what_cannot_be_taken_apart_is_uncovered_and_told_once() -> None:
     assert len(caught) == 1
 
 
-@pytest.mark.parametrize("inner", [Noisy(), First(TwoOutputs()), nn.utils.weight_norm(nn.Linear(3, 3))])
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*")
+def test_weights_that_an_earlier_hook_computes_are_uncovered() -> None:
+    inner = nn.utils.weight_norm(nn.Linear(3, 3))
+    model = nn.Sequential(nn.Linear(3, 3), inner, nn.Linear(3, 2)).double()
+    engine, parameters = RowEngine(model, 3), trained(model)
+    for step in range(3):
+        loss = make_loss(model(torch.randn(4, 3).double()), seed=step)
+        expected = loop(loss, parameters)
+        with pytest.warns(UserWarning, match="weight_g.*weight_v") if step == 1 else nullcontext():
+            found = engine.gradients(loss, parameters, retain_graph=True)
+        apart = trained(inner) if step == 0 else [inner.weight_g, inner.weight_v]
+        compare_blocks(found, expected, apart)
+        move(parameters, step)
+
+
+@pytest.mark.parametrize("inner", [Noisy(), First(TwoOutputs())])
 def test_where_a_module_cannot_be_run_again_its_operations_are_followed(inner: nn.Module) -> None:
-    """Random numbers, several outputs, weights that hooks compute: from the second step on."""
+    """Random numbers, several outputs: from the second step on."""
     model = nn.Sequential(nn.Linear(3, 3), inner, nn.Linear(3, 2)).double()
     engine, parameters = RowEngine(model, 3), trained(model)
     for step in range(4):

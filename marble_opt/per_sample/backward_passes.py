@@ -16,9 +16,9 @@ def cotangents(loss: SeparableLoss, scale: Tensor | float) -> tuple[list[Tensor]
     """u_m = scale · ∂ (Σ_i terms[m, i]) / ∂ prediction [B, ...], zero for samples without a weight; the norms |u_mi|
     [M, B]; and which of the M say nothing.
 
-    Those are zero, or for each reward k and sample i no more than rounding beside its other terms (DiffusionNFT's anchor
-    at v = v_old): |u_mi| |weights[m, k, i]| ≤ 32 ε times the largest over m. This is where the device is waited for: M
-    flags are read.
+    Those are zero, or for each reward k and sample i no more than rounding beside its other terms (DiffusionNFT's
+    anchor at v = v_old): |u_mi| |weights[m, k, i]| ≤ 32 ε times the largest over m. This is where the device is waited
+    for: M flags are read.
 
     Raises:
         ValueError: terms that were computed from another tensor.
@@ -49,8 +49,10 @@ def cotangents(loss: SeparableLoss, scale: Tensor | float) -> tuple[list[Tensor]
 def ordinary(
     value: Tensor, parameters: Sequence[Tensor], keep: bool, leaves: Collection[Tensor] | None
 ) -> list[Tensor | None]:
-    """Gradients of a scalar, with ``torch.autograd.grad`` or, if ``leaves`` are given, by a plain backward: in graphs
-    with a reentrant checkpoint, which refuses the other, and for FSDP2, which fills ``.grad`` of the sharded parameters.
+    """Gradients of a scalar, with ``torch.autograd.grad`` or, if ``leaves`` are given, by a plain backward.
+
+    That is for graphs with a reentrant checkpoint, which refuses the other, and for FSDP2, which fills ``.grad`` of the
+    sharded parameters.
 
     Args:
         leaves: all leaves whose ``.grad`` the plain backward may touch.

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ..bank import GradientBank
 from .fsdp2 import GatheredRows
-from .taps import Slot, TappedLayer
-from .uses import Use
+from .tapped_layer import Slot
+from .taps import Tapped
 
 UNREACHED = (
     "no watched layer gave rows of it: it is used past the layer that owns it, that layer has no rule or was called "
@@ -57,7 +57,7 @@ class Collection:
         self.weights = weights
         self._columns = {}
 
-    def names(self, tapped: TappedLayer | Use, names: Sequence[str]) -> list[str]:
+    def names(self, tapped: Tapped, names: Sequence[str]) -> list[str]:
         """Those that are collected for; raises ``ValueError`` for a layer that mixes samples."""
         problem, module = tapped.refuses(names), tapped.layer.module
         if problem is not None:
@@ -66,9 +66,7 @@ class Collection:
             )
         return [name for name in names if any(p in self.wanted for p in tapped.parameters(name))]
 
-    def columns(
-        self, tapped: TappedLayer | Use, names: Sequence[str], rows: int, device: torch.device
-    ) -> Tensor | None:
+    def columns(self, tapped: Tapped, names: Sequence[str], rows: int, device: torch.device) -> Tensor | None:
         """The weights [K + 1, L] of a layer's rows, or ``None``, noted, where the rows cannot be samples."""
         repeats, rest = divmod(rows, self.batch) if self.batch else (int(rows == 0), rows)
         if rest or not repeats:
@@ -82,7 +80,7 @@ class Collection:
             self._columns[key] = weights
         return self._columns[key]
 
-    def fail(self, tapped: TappedLayer | Use, names: Sequence[str], reason: str) -> None:
+    def fail(self, tapped: Tapped, names: Sequence[str], reason: str) -> None:
         """Note why there are no rows."""
         self.failed.update((parameter, reason) for name in names for parameter in tapped.parameters(name))
 

@@ -24,8 +24,8 @@ _AMPLIFIED = 1e3
 class Verdict(IntEnum):
     """What one comparison shows of the rows of a parameter.
 
-    ``ZERO``: the ordinary gradient is exactly zero, or there is none; ``NOISE``: no more than the rounding of a gradient
-    of the usual size; ``NOT_FINITE``: nothing to compare. These three prove nothing for later steps.
+    ``ZERO``: the ordinary gradient is exactly zero, or there is none; ``NOISE``: no more than the rounding of a
+    gradient of the usual size; ``NOT_FINITE``: nothing to compare. These three prove nothing for later steps.
     """
 
     ZERO = 0
@@ -78,9 +78,9 @@ def compare(
 def check_weights(loss: SeparableLoss, sizes: Tensor, silent: Sequence[bool]) -> Tensor:
     """Weights [M, 1, B] of one more reward, for comparisons.
 
-    They differ by sample, in sign too, so that a gradient that was booked on the wrong sample shows, and bring all terms
-    and samples to one size, so that none is lost in the rounding of the others. Samples without a weight in any reward
-    have none here, nor have terms that are skipped.
+    They differ by sample, in sign too, so that a gradient that was booked on the wrong sample shows, and bring all
+    terms and samples to one size, so that none is lost in the rounding of the others. Samples without a weight in any
+    reward have none here, nor have terms that are skipped.
 
     Args:
         sizes: |u_mi| [M, B], the norms of the cotangents.

@@ -19,7 +19,8 @@ from .fsdp2 import GatheredRows, gradient_sync, sharded_parameters
 from .graph_walk import Graph, walk
 from .module_hooks import ModuleHooks
 from .row_result import RowResult, label, tell_once, trainable, zeros
-from .taps import Shared, Slot
+from .tapped_layer import Slot
+from .taps import Shared
 from .verifier import PASSING, Verifier, layout_keys
 
 TOO_WIDE = "compiled layers were traced for smaller batches; from the next forward on they take larger ones"
@@ -30,7 +31,8 @@ class Plan:
     """What is known before a pass is run.
 
     ``condemned``: parameters that will get no rows, with the reason; ``judged``: those whose rows are not to be taken
-    as they come, all of them if ``everything``; ``checking``: whether a comparison is sure. ``leaves``: what a plain backward may touch.
+    as they come, all of them if ``everything``; ``checking``: whether a comparison is sure. ``leaves``: what a plain
+    backward may touch.
     """
 
     wanted: list[Tensor]

@@ -191,7 +191,7 @@ class _Done:
 
 @torch.no_grad()
 def reduce_rows(parameters: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:
-    """[R, *shape] per parameter, local to the rank → [R, *shard], the mean over all ranks: one reduce-scatter per mesh."""
+    """[R, *shape] per parameter, of this rank → [R, *shard], the mean over all ranks: one reduce-scatter per mesh."""
     result: list[Tensor | None] = [None] * len(parameters)
     meshes: dict[Any, list[int]] = {}
     for index, parameter in enumerate(parameters):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
-from .taps import Shared, TappedLayer
+from .tapped_layer import TappedLayer
+from .taps import Shared
 
 # torch.utils.checkpoint(use_reentrant=True): one node that hides what it will run again.
 _HIDING = "CheckpointFunctionBackward"

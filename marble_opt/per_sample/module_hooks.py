@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from .fsdp2 import sharded_parameters
 from .layers import find_handler
-from .taps import Shared, Slot, TappedLayer
+from .tapped_layer import Slot, TappedLayer
+from .taps import Shared
 from .tracked import restore, swap
 
 
@@ -57,7 +58,7 @@ class ModuleHooks:
         found: dict[Tensor, list[Slot]] = {}
         for tapped in self.layers.values():
             for slot in tapped.slots.values():
-                current = slot.holder._parameters.get(slot.key)
+                current: Tensor | None = slot.holder._parameters.get(slot.key)
                 if current is not None and current not in wanted:
                     if sharded is None:
                         sharded = sharded_parameters(self.roots)

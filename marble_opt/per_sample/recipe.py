@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
-    from .taps import Slot
+    from .tapped_layer import Slot
 
 
 @dataclass(frozen=True, eq=False)

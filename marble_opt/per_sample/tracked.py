@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from .recipe import Leaf, Recipe, Step
 
 if TYPE_CHECKING:
-    from .taps import TappedLayer
+    from .tapped_layer import TappedLayer
 
 
 class Tracked(Tensor):

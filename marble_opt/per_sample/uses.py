@@ -12,7 +12,7 @@ from .recipe import pull_back, slots_of
 from .taps import Gate, Tap
 
 if TYPE_CHECKING:
-    from .taps import TappedLayer
+    from .tapped_layer import TappedLayer
     from .tracked import Tracked
 
 Contraction = Callable[[list[Tensor], Tensor, Tensor], list[Tensor]]
@@ -42,7 +42,8 @@ class Use:
         for index, shape in enumerate(self.shapes):
             dtype = torch.promote_types(output.dtype, torch.float32)
             make: Callable[..., Tensor] = Gate.apply
-            gates.append(make(marker, _Landing(self, index), rows, shape, dtype))
+            landing = _Landing(self, index)
+            gates.append(make(marker, lambda landing=landing: landing, rows, shape, dtype))
         names = tuple(str(index) for index in range(len(gates)))
         apply: Callable[..., Tensor] = Tap.apply
         return apply(self, names, None, output, *[tensor.detach() for tensor in saved], *gates)
@@ -114,13 +115,11 @@ def _expanded(operand: "Tracked", shape: Sequence[int]) -> Tensor:
 
     def contraction(saved: list[Tensor], grad: Tensor, weights: Tensor) -> list[Tensor]:
         delta, kind = wide(grad), torch.promote_types(grad.dtype, torch.float32)
-        if own:
-            rows = weights.to(kind).view(*weights.shape, *[1] * (delta.dim() - 1)) * delta
-        else:
-            rows = mix(weights, delta)
-        return [rows.reshape(len(weights), *operand_shape)]
+        each = weights.to(kind).view(*weights.shape, *[1] * (delta.dim() - 1))
+        rows = each * delta if own else mix(weights, delta)
+        return [rows.reshape(len(weights), *own_shape)]
 
-    operand_shape = tuple(operand.shape)
+    own_shape = tuple(operand.shape)
     return Use(operand.layer, [operand], contraction).tap(once, [])
 
 

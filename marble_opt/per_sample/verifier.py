@@ -8,7 +8,7 @@ from torch import Tensor
 from ..separable import SeparableLoss
 from .comparison import Verdict
 from .graph_walk import Graph
-from .taps import Slot, TappedLayer
+from .tapped_layer import Slot, TappedLayer
 
 if TYPE_CHECKING:
     from .collection import Collection as Rows

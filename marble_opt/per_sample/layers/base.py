@@ -20,8 +20,8 @@ class Handler(ABC):
     """Per-sample gradients of the parameters that a kind of module owns directly.
 
     ``names`` are the parameters that it knows (``None``: any), ``from_input`` those whose gradient needs the input of
-    the call, ``casts`` says that autocast casts that input to low precision, ``flattens`` that it makes one matrix of it,
-    and ``exact`` that the formula follows from the module's type alone, so that a compiler can trace it.
+    the call, ``casts`` says that autocast casts that input to low precision, ``flattens`` that it makes one matrix of
+    it, and ``exact`` that the formula follows from the module's type alone, so that a compiler can trace it.
     """
 
     names: frozenset[str] | None = None

@@ -1,0 +1,165 @@
+"""A watched module and its parameters, as far as they last from call to call."""
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layers import Handler
+from .layers.base import without_autocast
+from .taps import Gate, Shared, Tap
+
+# Larger modules are not run again for the rows of their own parameters: K backwards cost less.
+_REPLAYED_MODULES = 16
+
+
+class Slot:
+    """One parameter of one module, and what belongs to it across calls.
+
+    Args:
+        tapped: the layer that owns the parameter.
+        name: of the parameter in the layer; ``label`` is its path.
+        holder, key: the module that holds it, and its name there; under FSDP2 that is the gathered one at times.
+        parameter: the optimizer's own.
+    """
+
+    def __init__(self, tapped: "TappedLayer", name: str, holder: nn.Module, key: str, parameter: Tensor) -> None:
+        self.tapped, self.shared, self.name = tapped, tapped.shared, name
+        self.label = f"{tapped.prefix}.{name}".lstrip(".")
+        self.holder, self.key, self.parameter = holder, key, parameter
+        self.gate: Tensor | None = None
+
+    def prepare(self, device: torch.device) -> Tensor:
+        """The gate, made anew where device, dtype or shape of the parameter have changed."""
+        shape = (self.shared.rewards + 1, *self.parameter.shape)
+        dtype = torch.promote_types(self.parameter.dtype, torch.float32)
+        if self.gate is None or (self.gate.shape, self.gate.dtype, self.gate.device) != (shape, dtype, device):
+            self.shared.prepare(device)
+            make: Callable[..., Tensor] = Gate.apply
+            with torch.enable_grad(), torch.inference_mode(False):
+                # A slot holds its gate for good, and would never be freed if its gate held it.
+                self.gate = make(self.shared.markers[device], weakref.ref(self), shape[0], shape[1:], dtype)
+        return self.gate
+
+    def land(self, rows: Tensor) -> None:
+        """Rows [K + 1, *shape] of this parameter."""
+        if self.shared.collection is not None:
+            self.shared.collection.receive(self, rows)
+
+
+class TappedLayer:
+    """A watched module.
+
+    ``adjacent`` says how its rows hold the samples of a repeated batch: the n rows of one sample side by side
+    (``repeat_interleave``), or the whole batch block after block (``repeat``, ``cat``). ``tracking``: its parameters
+    are followed through its forward to where they meet samples; else its output is tapped. ``called``: ever.
+    """
+
+    def __init__(self, shared: Shared, path: str, module: nn.Module, handler: Handler) -> None:
+        self.shared, self.module, self.handler = shared, module, handler
+        self.prefix, self.path = path, path or type(module).__name__
+        self.slots: dict[str, Slot] = {}
+        self.adjacent = False
+        # Modules without others inside are run again by sample: any operation will do then, with a rule or not.
+        self.tracking = not handler.exact and bool(module._modules)
+        self._ways = 1 if handler.exact else 2
+        self.called = False
+        self.swapped: list[list[tuple[Slot, nn.Parameter]]] = []
+        self._flags: dict[torch.device, Tensor] = {}
+
+    def read_otherwise(self, repeated: bool) -> bool:
+        """Read rows in the other order from now on (``repeated``: there is another one), or the operations of a call
+        instead of the whole, or the whole instead of them; returns whether there is a way left.
+        """
+        if repeated and not self.adjacent:
+            self.adjacent = True
+        elif (
+            self.called
+            and self._ways > 1
+            and (not self.tracking or sum(1 for _ in self.module.modules()) <= _REPLAYED_MODULES)
+        ):
+            self.tracking, self.adjacent = not self.tracking, False
+            self._ways -= 1
+        else:
+            return False
+        for flag in self._flags.values():
+            flag.data.fill_(self.adjacent)
+        return True
+
+    @property
+    def layer(self) -> "TappedLayer":
+        """The layer itself."""
+        return self
+
+    @cached_property
+    def buffers(self) -> list[Tensor]:
+        """What is the same for all samples."""
+        return list(self.module.buffers())
+
+    def refuses(self, names: Sequence[str]) -> str | None:
+        """Why samples cannot be told apart at all, or ``None``."""
+        return self.handler.refuses(self.module, names)
+
+    def parameters(self, name: str) -> list[Tensor]:
+        """The optimizer's parameter behind a name."""
+        return [self.slots[name].parameter]
+
+    def zero_rows(self, name: str) -> Tensor:
+        """Rows of no samples."""
+        return torch.zeros_like(self.slots[name].gate)  # type: ignore[arg-type]
+
+    def prepare(self) -> None:
+        """Make all that a compiled call needs, outside of it."""
+        for slot in self.slots.values():
+            device = slot.parameter.device
+            if device.type != "meta":
+                slot.prepare(device)
+                if device not in self._flags:
+                    self._flags[device] = torch.tensor(self.adjacent, device=device)
+
+    def names(self) -> tuple[str, ...]:
+        """The parameters that this call trains; what a functional call has put in their place is none."""
+        return tuple(
+            name
+            for name, slot in self.slots.items()
+            if isinstance(current := slot.holder._parameters.get(slot.key), nn.Parameter) and current.requires_grad
+        )
+
+    def tap(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor | None:
+        """The output, passed through the identity; ``None`` where there is nothing to watch."""
+        names, compiling = self.names(), torch.compiler.is_compiling()
+        if compiling and (not self.handler.exact or not names):
+            return None
+        if not compiling and torch._C._are_functorch_transforms_active():
+            return None
+        if not names and self.handler.refuses(self.module, names) is None:
+            return None
+        kept = self.handler.save(self.module, names, args, kwargs, output)
+        if kept is None or not self.handler.batched(self.module, kept[0], output):
+            return None
+        saved, device = [tensor.detach() for tensor in kept[0]], output.device
+        if compiling:
+            if device not in self._flags or any(self.slots[name].gate is None for name in names):
+                return None
+            saved += [*self.shared.tables[device], self._flags[device]]
+            gates = [self.slots[name].gate for name in names]
+        else:
+            gates = [self.slots[name].prepare(device) for name in names]
+        apply: Callable[..., Tensor] = Tap.apply
+        return apply(self, names, kept[1], output, *saved, *gates)
+
+    def contract(
+        self, names: Sequence[str], saved: list[Tensor], other: Any, grad: Tensor, weights: Tensor
+    ) -> dict[str, Tensor]:
+        """Rows by name, in the shape and dtype of the gates."""
+        with without_autocast(grad.device.type):
+            found = self.handler.contract(self.module, names, saved, other, grad, weights)
+        rows = {}
+        for name in names:
+            gate = self.slots[name].gate
+            assert gate is not None
+            rows[name] = found[name].to(gate.dtype).reshape(gate.shape)
+        return rows
