@@ -140,8 +140,8 @@ class Form:
         if options is not None:
             names = [f"r{k}" for k in range(rewards)]
             self.marble = marble_opt.Marble(self.base, names, **options)
-            # Comparing each parameter the first times that it is met is not a part of a usual step.
-            self.marble.watch(setting.model, verify=False)
+            # Rows are compared with ordinary gradients once; the warm-up does that, and repetitions are left out.
+            self.marble.watch(setting.model, verify_every=None)
         self.advantages = torch.randn(rewards, setting.batch, device=setting.device)
 
     def close(self) -> None:

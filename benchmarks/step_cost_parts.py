@@ -27,7 +27,8 @@ def parts(setting: Setting, rewards: int) -> dict[str, Callable[[], float]]:
             return seconds(lambda: setting.velocity(setting.x_0, t), setting.device)
 
     def watched(work: Callable[[RowEngine], float]) -> float:
-        with RowEngine(setting.model, 3) as engine:
+        with RowEngine(setting.model, rewards, verify_every=None) as engine:
+            factored(engine)
             return work(engine)
 
     def ordinary() -> float:

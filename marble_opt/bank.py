@@ -67,15 +67,15 @@ class GradientBank:
     def add_rows(self, parameter: Tensor, rows: Tensor, offered: Sequence[int]) -> None:
         """Add all rows of a parameter at once, [K, *shape]; ``offered`` are the rewards that had a loss."""
         self.offer(offered)
-        block = self._block(parameter)
         if len(offered) == self.size:
-            block.add_(rows)
+            self.add_block(parameter, rows)
         else:
-            block[offered] += rows[offered]
+            self._block(parameter)[offered] += rows[offered]
 
     def add_block(self, parameter: Tensor, rows: Tensor) -> None:
         """Add rows whose rewards have been offered."""
-        self._block(parameter).add_(rows)
+        _refuse_complex(parameter)
+        self.memory.add(parameter, local_part(parameter), rows)
 
     def offer(self, rewards: Iterable[int]) -> None:
         """Note the rewards that had a loss."""
@@ -98,11 +98,7 @@ class GradientBank:
         known = self.memory.blocks.get(parameter)
         if known is not None:
             return known
-        if parameter.is_complex():
-            raise ValueError(
-                f"a parameter of shape {list(parameter.shape)} is complex, and gradients are compared as real: "
-                "hold torch.view_as_real of it as the parameter"
-            )
+        _refuse_complex(parameter)
         return self.memory.block(parameter, local_part(parameter))
 
     def complete(self, parameters: Iterable[Tensor]) -> None:
@@ -170,6 +166,14 @@ class GradientBank:
         """Forget all gradients."""
         self.memory.clear()
         self.offered = [False] * self.size
+
+
+def _refuse_complex(parameter: Tensor) -> None:
+    if parameter.is_complex():
+        raise ValueError(
+            f"a parameter of shape {list(parameter.shape)} is complex, and gradients are compared as real: "
+            "hold torch.view_as_real of it as the parameter"
+        )
 
 
 @torch.no_grad()

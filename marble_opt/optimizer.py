@@ -166,13 +166,17 @@ class Marble(OptimizerWrapper):
         """Whether the next micro-step uses its shared terms; if not, nothing they need has to be computed."""
         return self._cycle.shared_weight > 0
 
-    def watch(self, model: nn.Module | Iterable[nn.Module]) -> None:
+    def watch(self, model: nn.Module | Iterable[nn.Module], verify_every: int | None = 50) -> None:
         """Hook the layers of ``model`` for the factored route; replaces what was watched before.
 
-        A copy or an unpickled optimizer watches nothing until this is called with its own model.
+        Rows are compared with an ordinary gradient before they are used, and again on every ``verify_every``-th refresh
+        (some early ones too, and when hooks or the train mode of a module change; ``None``: never again). Each
+        comparison costs one backward, counted in :attr:`marble_opt.Balance.checks`; see
+        :class:`marble_opt.per_sample.engine.RowEngine`. A copy or an unpickled optimizer watches nothing until this is
+        called with its own model.
         """
         self.unwatch()
-        self._collector.engine = RowEngine(model, len(self.rewards))
+        self._collector.engine = RowEngine(model, len(self.rewards), verify_every)
 
     def unwatch(self) -> None:
         """Take the hooks off the watched model; the route is the loop from now on."""

@@ -12,8 +12,7 @@ from torch import Tensor
 class RowMemory:
     """Blocks that keep their addresses from step to step, as a captured CUDA graph needs it.
 
-    ``blocks`` are those in use in this step, by parameter; ``buffers`` hold all of them, in use or not, and what is
-    not in use is zero there. They stay allocated between steps, K · P numbers in all, until other parameters come.
+    ``blocks`` are those in use in this step, by parameter; ``buffers`` hold all of them, in use or not. They stay allocated between steps, K · P numbers in all, until other parameters come.
 
     Args:
         size: the number K of rows.
@@ -24,11 +23,12 @@ class RowMemory:
         self.blocks: dict[Tensor, Tensor] = {}
         self.buffers: list[Tensor] = []
         self._views: dict[Tensor, Tensor] = {}
-        self._clean = True
+        # Those whose memory may hold something of an earlier step.
+        self._used: set[Tensor] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of blocks in use has its own memory.
-        return {**self.__dict__, "_views": {}, "buffers": []}
+        return {**self.__dict__, "_views": {}, "_used": set(), "buffers": []}
 
     def reserve(self, like: Mapping[Tensor, Tensor]) -> None:
         """Have memory for some parameters, whose rows have the shape, device and at least the precision of ``like``."""
@@ -37,7 +37,7 @@ class RowMemory:
             return
         if not self.blocks and not set(self._views) <= set(like):
             # FSDP2 and accelerate swap parameters: what belonged to the old ones is given back.
-            self.buffers, self._views, missing = [], {}, dict(like)
+            self.buffers, self._views, self._used, missing = [], {}, set(), dict(like)
         kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for parameter, each in missing.items():
             kinds.setdefault((each.device, _row_dtype(each)), []).append(parameter)
@@ -51,26 +51,37 @@ class RowMemory:
     def block(self, parameter: Tensor, like: Tensor) -> Tensor:
         """The block of a parameter, zero if nothing was added in this step."""
         if parameter not in self.blocks:
-            self.reserve({parameter: like})
-            self._clear_memory()
-            self.blocks[parameter] = self._views[parameter]
+            self.blocks[parameter] = self._view(parameter, like)
+            if parameter in self._used:
+                self.blocks[parameter].zero_()
         return self.blocks[parameter]
+
+    def add(self, parameter: Tensor, like: Tensor, rows: Tensor) -> None:
+        """Add rows [K, *shape]; the first of a step replace what the last one left, so that nothing has to be cleared."""
+        if parameter in self.blocks:
+            self.blocks[parameter].add_(rows)
+        else:
+            self.blocks[parameter] = self._view(parameter, like).copy_(rows)
+            self._used.add(parameter)
 
     def take_back(self, parameter: Tensor) -> None:
         """Forget what this step has of a parameter."""
-        if (block := self.blocks.pop(parameter, None)) is not None:
-            block.zero_()
+        self.blocks.pop(parameter, None)
+        self._used.add(parameter)
 
     def clear(self) -> None:
-        """Start a new step. Memory is set to zero when it is used next."""
-        if self.blocks:
-            self._clean = False
+        """Start a new step."""
+        self._used.update(self.blocks)
         self.blocks = {}
 
     def whole(self) -> list[Tensor] | None:
-        """The buffers if all blocks in use lie in them, ``None`` otherwise."""
-        inside = all(self._views.get(parameter) is block for parameter, block in self.blocks.items())
-        return self.buffers if inside else None
+        """The buffers, zero where nothing is in use, if all blocks in use lie in them; ``None`` otherwise."""
+        if any(self._views.get(parameter) is not block for parameter, block in self.blocks.items()):
+            return None
+        if left := [self._views[p] for p in self._used if p not in self.blocks and p in self._views]:
+            torch._foreach_zero_(left)
+            self._used &= set(self.blocks)
+        return self.buffers
 
     def layout(self, parameters: Sequence[Tensor]) -> list[int]:
         """Which parameter lies where in the buffers; ranks with the same layout can reduce these as they are."""
@@ -83,11 +94,9 @@ class RowMemory:
             return False
         return (view.shape[1:], view.device, view.dtype) == (like.shape, like.device, _row_dtype(like))
 
-    def _clear_memory(self) -> None:
-        if not self._clean:
-            for buffer in self.buffers:
-                buffer.zero_()
-            self._clean = True
+    def _view(self, parameter: Tensor, like: Tensor) -> Tensor:
+        self.reserve({parameter: like})
+        return self._views[parameter]
 
 
 def _row_dtype(like: Tensor) -> torch.dtype:

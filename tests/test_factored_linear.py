@@ -95,15 +95,15 @@ class Count(TorchDispatchMode):
 
 def test_a_pass_computes_no_ordinary_weight_gradient() -> None:
     model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 7), nn.Linear(7, 2))
-    loss = make_loss(model(torch.randn(4, 6, 3)), rewards=7, terms=1)
-    engine = RowEngine(model, 7)
+    loss = make_loss(model(torch.randn(4, 6, 3)), rewards=6, terms=1)
+    engine = RowEngine(model, 6)
     with Count() as ordinary:
         torch.autograd.grad(loss.losses()[0], trained(model), retain_graph=True)
     assert {(2, 7), (7, 5), (5, 3)} <= set(ordinary.shapes)
     # The first steps are compared with ordinary gradients.
     for _ in range(3):
-        engine.gradients(make_loss(model(torch.randn(4, 6, 3)), rewards=7, terms=1), trained(model))
-    loss = make_loss(model(torch.randn(4, 6, 3)), rewards=7, terms=1)
+        engine.gradients(make_loss(model(torch.randn(4, 6, 3)), rewards=6, terms=1), trained(model))
+    loss = make_loss(model(torch.randn(4, 6, 3)), rewards=6, terms=1)
     with Count() as factored:
         found = engine.gradients(loss, trained(model))
     inputs = [shape for shape in factored.shapes if shape in [(24, 7), (24, 5), (24, 3)]]

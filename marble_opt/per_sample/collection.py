@@ -53,8 +53,9 @@ class Collection:
         store.reserve([parameter for parameter in wanted if not store.has(parameter)])
 
     def begin(self, weights: Tensor) -> None:
-        """Start a pass with weights [K + 1, B]."""
-        self.weights = weights
+        """Start a pass with weights [K + 1, B], the last row for comparisons."""
+        # Uncompiled layers leave that row out where nothing is compared.
+        self.weights = weights if self.judged else weights[:-1]
         self._columns = {}
 
     def names(self, tapped: Tapped, names: Sequence[str]) -> list[str]:
@@ -85,20 +86,21 @@ class Collection:
         self.failed.update((parameter, reason) for name in names for parameter in tapped.parameters(name))
 
     def receive(self, slot: Slot, rows: Tensor) -> None:
-        """Take rows [K + 1, *shape], the last with the check weights."""
+        """Take rows [K, *shape] or, with that of the check weights last, [K + 1, *shape]."""
         parameter = slot.parameter
         if parameter not in self.wanted:
             return
         self.holders.add(slot.holder)
+        rows, check = rows[: self.store.size], rows[self.store.size :]
         if parameter in self.judged:
             if isinstance(self.store, GatheredRows):
-                self.store.add_check(parameter, rows[-1])
+                self.store.add_check(parameter, check[0])
             else:
-                _add(self.checks, parameter, rows[-1])
+                _add(self.checks, parameter, check[0])
         if parameter in self._apart:
-            _add(self._apart, parameter, rows[:-1])
+            _add(self._apart, parameter, rows)
         else:
-            self.store.add_rows(parameter, rows[:-1], self.offered)
+            self.store.add_rows(parameter, rows, self.offered)
 
     def reason(self, parameter: Tensor) -> str:
         """What is wrong with the rows of a parameter."""

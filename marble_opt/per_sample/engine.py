@@ -76,19 +76,23 @@ class RowEngine:
     Args:
         model: the model, or several.
         rewards: the number K.
+        verify_every: the interval of the repeated comparisons, in refreshes; ``None``: never again.
 
     Raises:
         TypeError: ``model`` is not made of modules.
+        ValueError: an interval below 1.
     """
 
-    def __init__(self, model: nn.Module | Iterable[nn.Module], rewards: int) -> None:
+    def __init__(self, model: nn.Module | Iterable[nn.Module], rewards: int, verify_every: int | None = 50) -> None:
         roots = list(model) if isinstance(model, Iterable) and not isinstance(model, nn.Module) else [model]
         if not roots or not all(isinstance(root, nn.Module) for root in roots):
             raise TypeError(f"need one or several torch.nn.Module, got {[type(root).__name__ for root in roots]}")
+        if verify_every is not None and verify_every < 1:
+            raise ValueError(f"verify_every must be a whole number >= 1 or None, got {verify_every}")
         self.rewards, self.roots = rewards, roots
         self._shared = Shared(rewards)
         self._hooks = ModuleHooks(roots, self._shared)
-        self._verifier = Verifier()
+        self._verifier = Verifier(verify_every)
         self._told: set[str] = set()
 
     def gradients(

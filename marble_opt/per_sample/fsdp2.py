@@ -84,7 +84,7 @@ class GatheredRows:
     """
 
     def __init__(self, bank: GradientBank) -> None:
-        self.bank = bank
+        self.bank, self.size = bank, bank.size
         self.memory = RowMemory(bank.size)
         self.checks: dict[Tensor, Tensor] = {}
         self._flights: list[_Flight] = []
@@ -109,7 +109,7 @@ class GatheredRows:
         """Add rows [K, *shape] of this rank."""
         rows = rows if len(offered) == len(rows) else _only(rows, offered)
         if parameter.numel() < STREAMED_ELEMENTS:
-            self.memory.block(parameter, rows[0]).add_(rows)
+            self.memory.add(parameter, rows[0], rows)
         else:
             self._send(parameter, rows, check=False)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .layers import Handler
 from .layers.base import without_autocast
-from .taps import Gate, Shared, Tap
+from .taps import CompiledTap, Gate, Shared, Tap
 
 # Larger modules are not run again for the rows of their own parameters: K backwards cost less.
 _REPLAYED_MODULES = 16
@@ -32,22 +32,24 @@ class Slot:
         self.holder, self.key, self.parameter = holder, key, parameter
         self.gate: Tensor | None = None
 
-    def prepare(self, device: torch.device) -> Tensor:
-        """The gate, made anew where device, dtype or shape of the parameter have changed."""
-        shape = (self.shared.rewards + 1, *self.parameter.shape)
-        dtype = torch.promote_types(self.parameter.dtype, torch.float32)
-        if self.gate is None or (self.gate.shape, self.gate.dtype, self.gate.device) != (shape, dtype, device):
-            self.shared.prepare(device)
+    @property
+    def shape(self) -> torch.Size:
+        """Of the whole parameter."""
+        return self.parameter.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its rows."""
+        return torch.promote_types(self.parameter.dtype, torch.float32)
+
+    def prepare(self, device: torch.device) -> None:
+        """Make the gate anew where device, dtype or shape of the parameter have changed."""
+        shape = (self.shared.rewards + 1, *self.shape)
+        if self.gate is None or (self.gate.shape, self.gate.dtype, self.gate.device) != (shape, self.dtype, device):
             make: Callable[..., Tensor] = Gate.apply
             with torch.enable_grad(), torch.inference_mode(False):
                 # A slot holds its gate for good, and would never be freed if its gate held it.
-                self.gate = make(self.shared.markers[device], weakref.ref(self), shape[0], shape[1:], dtype)
-        return self.gate
-
-    def land(self, rows: Tensor) -> None:
-        """Rows [K + 1, *shape] of this parameter."""
-        if self.shared.collection is not None:
-            self.shared.collection.receive(self, rows)
+                self.gate = make(self.shared.marker(device), weakref.ref(self), shape, self.dtype)
 
 
 class TappedLayer:
@@ -107,15 +109,23 @@ class TappedLayer:
         """The optimizer's parameter behind a name."""
         return [self.slots[name].parameter]
 
-    def zero_rows(self, name: str) -> Tensor:
-        """Rows of no samples."""
-        return torch.zeros_like(self.slots[name].gate)  # type: ignore[arg-type]
+    def zero_rows(self, name: str, count: int) -> Tensor:
+        """``count`` rows of no samples."""
+        slot = self.slots[name]
+        return torch.zeros((), dtype=slot.dtype).expand(count, *slot.shape)
+
+    def land(self, name: str, rows: Tensor) -> None:
+        """Hand rows over to the collection."""
+        collection = self.shared.collection
+        assert collection is not None
+        collection.receive(self.slots[name], rows)
 
     def prepare(self) -> None:
         """Make all that a compiled call needs, outside of it."""
         for slot in self.slots.values():
             device = slot.parameter.device
             if device.type != "meta":
+                self.shared.prepare(device)
                 slot.prepare(device)
                 if device not in self._flags:
                     self._flags[device] = torch.tensor(self.adjacent, device=device)
@@ -141,25 +151,20 @@ class TappedLayer:
         if kept is None or not self.handler.batched(self.module, kept[0], output):
             return None
         saved, device = [tensor.detach() for tensor in kept[0]], output.device
-        if compiling:
-            if device not in self._flags or any(self.slots[name].gate is None for name in names):
-                return None
-            saved += [*self.shared.tables[device], self._flags[device]]
-            gates = [self.slots[name].gate for name in names]
-        else:
-            gates = [self.slots[name].prepare(device) for name in names]
-        apply: Callable[..., Tensor] = Tap.apply
-        return apply(self, names, kept[1], output, *saved, *gates)
+        if not compiling:
+            apply: Callable[..., Tensor] = Tap.apply
+            return apply(self, names, kept[1], self.shared.marker(device), output, *saved)
+        if device not in self._flags or any(self.slots[name].gate is None for name in names):
+            return None
+        read = (*self.shared.tables[device], self._flags[device])
+        traced: Callable[..., Tensor] = CompiledTap.apply
+        return traced(self, names, kept[1], output, *saved, *read, *[self.slots[name].gate for name in names])
 
     def contract(
         self, names: Sequence[str], saved: list[Tensor], other: Any, grad: Tensor, weights: Tensor
     ) -> dict[str, Tensor]:
-        """Rows by name, in the shape and dtype of the gates."""
+        """Rows by name, in the shape of the parameters and at least fp32."""
         with without_autocast(grad.device.type):
             found = self.handler.contract(self.module, names, saved, other, grad, weights)
-        rows = {}
-        for name in names:
-            gate = self.slots[name].gate
-            assert gate is not None
-            rows[name] = found[name].to(gate.dtype).reshape(gate.shape)
-        return rows
+        slots = {name: self.slots[name] for name in names}
+        return {name: found[name].to(slot.dtype).reshape(-1, *slot.shape) for name, slot in slots.items()}

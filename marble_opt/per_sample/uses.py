@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .layers.base import mix, mix_products, wide
 from .recipe import pull_back, slots_of
-from .taps import Gate, Tap
+from .taps import Tap
 
 if TYPE_CHECKING:
     from .tapped_layer import TappedLayer
@@ -36,17 +36,10 @@ class Use:
 
     def tap(self, output: Tensor, saved: Sequence[Tensor]) -> Tensor:
         """The output of the operation, passed through the identity."""
-        self.shared.prepare(output.device)
-        marker, rows = self.shared.markers[output.device], self.shared.rewards + 1
-        gates = []
-        for index, shape in enumerate(self.shapes):
-            dtype = torch.promote_types(output.dtype, torch.float32)
-            make: Callable[..., Tensor] = Gate.apply
-            landing = _Landing(self, index)
-            gates.append(make(marker, lambda landing=landing: landing, rows, shape, dtype))
-        names = tuple(str(index) for index in range(len(gates)))
+        names = tuple(str(index) for index in range(len(self.recipes)))
         apply: Callable[..., Tensor] = Tap.apply
-        return apply(self, names, None, output, *[tensor.detach() for tensor in saved], *gates)
+        marker = self.shared.marker(output.device)
+        return apply(self, names, None, marker, output, *[tensor.detach() for tensor in saved])
 
     def refuses(self, names: Sequence[str]) -> str | None:
         """Nothing is refused."""
@@ -56,9 +49,16 @@ class Use:
         """The optimizer's parameters behind an operand."""
         return [slot.parameter for slot in slots_of(self.recipes[int(name)])]
 
-    def zero_rows(self, name: str) -> Tensor:
-        """Rows of no samples."""
-        return torch.zeros(self.shared.rewards + 1, *self.shapes[int(name)])
+    def zero_rows(self, name: str, count: int) -> Tensor:
+        """``count`` rows of no samples."""
+        return torch.zeros(count, *self.shapes[int(name)])
+
+    def land(self, name: str, rows: Tensor) -> None:
+        """Rows of an operand go on to the parameters that it was made of."""
+        collection = self.shared.collection
+        assert collection is not None
+        for slot, own in pull_back(self.recipes[int(name)], rows).items():
+            collection.receive(slot, own)
 
     def contract(
         self, names: Sequence[str], saved: list[Tensor], other: Any, grad: Tensor, weights: Tensor
@@ -67,19 +67,6 @@ class Use:
         dtype = torch.promote_types(grad.dtype, torch.float32)
         found = self.contraction(saved, grad, weights)
         return {str(index): rows.to(dtype) for index, rows in enumerate(found)}
-
-
-class _Landing:
-    """Rows of an operand go on to the parameters that it was made of."""
-
-    def __init__(self, use: Use, index: int) -> None:
-        self.use, self.index, self.shared = use, index, use.shared
-
-    def land(self, rows: Tensor) -> None:
-        collection = self.shared.collection
-        assert collection is not None
-        for slot, own in pull_back(self.use.recipes[self.index], rows).items():
-            collection.receive(slot, own)
 
 
 def rule_of(func: Callable[..., Any]) -> Rule | None:

@@ -13,8 +13,8 @@ from .tapped_layer import Slot, TappedLayer
 if TYPE_CHECKING:
     from .collection import Collection as Rows
 
-# Everything is compared again on these refreshes, and on every such one after that.
-EARLY, EVERY = (1, 2, 4, 8, 16, 32), 50
+# What goes wrong later mostly does so soon.
+EARLY = (1, 2, 4, 8, 16, 32)
 
 NO_MORE = "its rows agreed with its ordinary gradient and differ now, so some since the last comparison may be off"
 NOT_FINITE = "its gradient is not finite, so its rows cannot be verified"
@@ -28,9 +28,13 @@ class Verifier:
 
     ``verified``: rows are used as they come. ``dormant``: there was nothing but zero to compare; rows are used as long
     as they are zero. ``wrong``: with the reason; not tried again.
+
+    Args:
+        every: everything is compared again on every such refresh, and on some early ones; ``None``: never.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every: int | None) -> None:
+        self.every = every
         self.verified: set[Hashable] = set()
         self.dormant: set[Hashable] = set()
         self.wrong: dict[Hashable, str] = {}
@@ -45,7 +49,8 @@ class Verifier:
         number, before = self._refreshes, self._conduct
         self._refreshes, self._conduct = number + 1, conduct
         changed = before is not None and conduct != before
-        self.due |= changed or number in EARLY or (number > 0 and number % EVERY == 0)
+        if self.every is not None:
+            self.due |= changed or number in EARLY or (number > 0 and number % self.every == 0)
 
     def learn(
         self,
