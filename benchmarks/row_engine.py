@@ -123,9 +123,8 @@ def main() -> None:
     store(rows, FILE, lambda row: (str(row["settings"]), row.get("rewards"), row["what"], row["hardware"]))
     for row in rows:
         settings = {key: value for key, value in row["settings"].items() if key not in ("rounds", "against")}
-        print(
-            f"{settings} K={row.get('rewards')} {row['what']}: {row['value']:.4g} [{row['q20']:.4g}, {row['q80']:.4g}]"
-        )
+        spread = f"{row['value']:.4g} [{row['q20']:.4g}, {row['q80']:.4g}]"
+        print(f"{settings} K={row.get('rewards')} {row['what']}: {spread}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Two ranks of FSDP2 for benchmarks/row_engine.py: steps with rows from one backward per term, and with one per reward."""
+"""Two ranks of FSDP2 for benchmarks/row_engine.py: rows from one backward per term, and from one per reward."""
 
 import os
 import tempfile

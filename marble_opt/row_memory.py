@@ -12,7 +12,8 @@ from torch import Tensor
 class RowMemory:
     """Blocks that keep their addresses from step to step, as a captured CUDA graph needs it.
 
-    ``blocks`` are those in use in this step, by parameter; ``buffers`` hold all of them, in use or not. They stay allocated between steps, K · P numbers in all, until other parameters come.
+    ``blocks`` are those in use in this step, by parameter; ``buffers`` hold all of them, in use or not. They stay
+    allocated between steps, K · P numbers in all, until other parameters come.
 
     Args:
         size: the number K of rows.
@@ -57,7 +58,7 @@ class RowMemory:
         return self.blocks[parameter]
 
     def add(self, parameter: Tensor, like: Tensor, rows: Tensor) -> None:
-        """Add rows [K, *shape]; the first of a step replace what the last one left, so that nothing has to be cleared."""
+        """Add rows [K, *shape]; the first of a step replace what the last one left, so nothing has to be cleared."""
         if parameter in self.blocks:
             self.blocks[parameter].add_(rows)
         else:

@@ -1,4 +1,4 @@
-"""Rows as ordinary gradients: identities on the outputs of layers, and zeros without memory that rows are the gradients of."""
+"""Rows as ordinary gradients: identities on the outputs of layers whose backward contracts."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -46,9 +46,10 @@ class Tapped(Protocol):
 
 
 class Tap(torch.autograd.Function):
-    """y ↦ y on the output of a layer. During a collection its backward contracts δ, the gradient of that output, into
-    rows Σ_l weights[k, l] · (gradient of row l) of the layer's parameters and hands them over; otherwise it does nothing,
-    so that a backward of the user's own leaves none.
+    """y ↦ y on the output of a layer.
+
+    During a collection its backward contracts δ, the gradient of that output, into rows Σ_l weights[k, l] · (gradient
+    of row l) of the layer's parameters and hands them over; a backward of the user's own leaves none.
 
     ``marker`` is a leaf of size 0: differentiating with respect to it alone runs the nodes between the result and the
     taps and no ordinary weight gradient at all.
@@ -100,8 +101,10 @@ def _collect(ctx: Any, grad: Tensor, collection: "Collection") -> None:
 
 
 class Gate(torch.autograd.Function):
-    """Zeros [K + 1, *shape] that take no memory, the last row for the check weights: what rows are the gradient of where
-    a compiler has traced the contraction, which leaves no other way out. They are handed over and go no further.
+    """Zeros [K + 1, *shape] that take no memory, the last row for the check weights.
+
+    Rows are its gradient where a compiler has traced the contraction, which leaves no other way out. They are handed
+    over and go no further.
     """
 
     @staticmethod
@@ -121,9 +124,10 @@ class Gate(torch.autograd.Function):
 
 
 class CompiledTap(torch.autograd.Function):
-    """:class:`Tap` as tensors only, for a compiler: the weights [K + 1, B] are read from a table that is filled before a
-    pass, and rows leave as the gradients of gates. ``rest``: what is saved, the table, the batch size, whether rows of a
-    sample are adjacent; then a gate for each name.
+    """:class:`Tap` as tensors only, for a compiler.
+
+    The weights [K + 1, B] are read from a table that is filled before a pass, and rows leave as the gradients of gates.
+    ``rest``: what is saved, the table, the batch size, whether rows of a sample are adjacent; then a gate per name.
     """
 
     @staticmethod
