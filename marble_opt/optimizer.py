@@ -60,7 +60,7 @@ class Marble(OptimizerWrapper):
             Gram matrix; :class:`marble_opt.preferences.BucketBalancer`. See :class:`marble_opt.balance.BalanceRule`.
         process_group: ranks that share gradients; default: the default group once torch.distributed is initialised.
             All of them take part in every ``balance()`` or ``step()``, with or without a backward of their own. Sharded
-            parameters (FSDP2, HSDP) keep rows of the local shards, and ``fused``, ``guard`` and ``metric`` work on these;
+            parameters (FSDP2, HSDP) keep rows of the local shards, where ``fused``, ``guard`` and ``metric`` work too;
             their mesh must hold the same ranks.
         reduction: ``"mean"`` over ranks, as DDP does, or ``"sum"``, for losses whose normalisers count all ranks.
             FSDP2 averages itself: ``"sum"`` multiplies by the number of ranks, so leave its divide factor alone then.
