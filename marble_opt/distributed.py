@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .bank import GradientBank
 from .collector import GradientCollector
+from .gram import gram_of_blocks
 from .ranks import any_sharded, copies, everywhere, is_sharded, local_part, world_size
 
 REDUCTIONS = ("mean", "sum")
@@ -111,16 +112,37 @@ def full_gram(
 ) -> Tensor:
     """Gram matrix [K + 1, K + 1] over all shards of all ranks: one all-reduce of K × K numbers if there are shards.
 
-    ``metric``: weights per parameter, which shards do not have.
+    ``metric``: positive weights per parameter, of its local part.
     """
     if not any_sharded(parameters):
         return bank.gram(parameters, metric)
+    blocks = [bank.blocks.get(parameter) for parameter in parameters]
+    return gram_over_shards(bank.size, parameters, blocks, [p.grad for p in parameters], group, metric)
+
+
+@torch.no_grad()
+def gram_over_shards(
+    size: int,
+    parameters: Sequence[Tensor],
+    blocks: Sequence[Tensor | None],
+    shared: Sequence[Tensor | None],
+    group: dist.ProcessGroup | None,
+    metric: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """:func:`marble_opt.gram.gram_of_blocks` of the local parts, summed over ranks; shards held by several ranks count
+    once. Without shards nothing is reduced.
+    """
+    if not any_sharded(parameters):
+        return gram_of_blocks(size, blocks, shared, metric)
+    local = [None if each is None else local_part(each) for each in shared]
     ranks, device = world_size(group), parameters[0].device
     counts = [copies(parameter, ranks) for parameter in parameters]
-    parts = [
-        bank.gram([p for p, own in zip(parameters, counts, strict=True) if own == count]).to(device) / count
-        for count in dict.fromkeys(counts)
-    ]
+    parts = []
+    for count in dict.fromkeys(counts):
+        here = [index for index, own in enumerate(counts) if own == count]
+        weights = None if metric is None else [metric[index] for index in here]
+        part = gram_of_blocks(size, [blocks[index] for index in here], [local[index] for index in here], weights)
+        parts.append(part.to(device) / count)
     # fp32 where nothing is held, fp64 where something is: all ranks must send the same.
     kind = torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
     return everywhere(torch.stack([part.to(kind) for part in parts]).sum(0), dist.ReduceOp.SUM, group)

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .cycle import BalanceCycle
-from .distributed import products_and_length
+from .distributed import full_gram, products_and_length
 from .guard import GuardedStep, guard_step
-from .metric import refuse_sharded
+from .ranks import local_part
 
 
 def follow_step(
@@ -24,18 +24,13 @@ def follow_step(
     """Take ``step``; correct it if ``guard``, measure it if ``track``; report and counters are those of ``cycle``.
 
     Both need rows of this batch: a step between refreshes has none and is taken as it is. A copy of the parameters is
-    kept meanwhile.
-
-    Raises:
-        NotImplementedError: a guard and a sharded parameter; no step is taken.
+    kept meanwhile; of a sharded parameter, of this rank's shard.
     """
     bank, report = cycle.collector.bank, cycle.report
     if not (bank and report is not None and (guard or track)):
         step()
         return
-    if guard:
-        refuse_sharded("guard='step'", parameters)
-    before = [(parameter, parameter.detach().clone()) for parameter in cycle.known(list(parameters))]
+    before = [(parameter, local_part(parameter).detach().clone()) for parameter in cycle.known(list(parameters))]
     step()
     if guard:
         _guard(base, cycle, before)
@@ -47,10 +42,13 @@ def follow_step(
 def _measure(cycle: BalanceCycle, parameters: Sequence[Tensor], before: Sequence[tuple[Tensor, Tensor]]) -> None:
     bank, report = cycle.collector.bank, cycle.report
     if report is not None:
-        moved = [(parameter, old - parameter.detach()) for parameter, old in before]
+        moved = [(parameter, old - local_part(parameter).detach()) for parameter, old in before]
         products, length = products_and_length(bank, moved, cycle.process_group)
         # Euclidean, whatever the metric of the balance.
-        norms = report.norms if cycle.metric is None else bank.gram(parameters).diagonal()[:-1].clamp_min(0).sqrt()
+        if cycle.metric is None:
+            norms = report.norms
+        else:
+            norms = full_gram(bank, parameters, cycle.process_group).diagonal()[:-1].clamp_min(0).sqrt()
         cycle.report = replace(report, step_cosines=products / (length * norms))
 
 
@@ -63,7 +61,8 @@ def _guard(base: Optimizer, cycle: BalanceCycle, before: Sequence[tuple[Tensor, 
     stepped = [(p, old) for p, old in before if p.grad is not None or (acting and p in bank.blocks)]
     if not any(parameter in bank.blocks for parameter, _ in stepped):
         return
-    found = guard_step(base, bank.blocks, stepped, report.active & cycle.rule.switched_on.to(report.active.device))
+    protected = report.active & cycle.rule.switched_on.to(report.active.device)
+    found = guard_step(base, bank.blocks, stepped, protected, cycle.process_group)
     memory = cycle.memory
     guarded = memory.guarded_steps + report.usable.to(memory.guarded_steps)
     corrected = memory.corrected_steps + found.needed.to(memory.corrected_steps)

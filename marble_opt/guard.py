@@ -9,6 +9,9 @@ the guard takes the closest point of that cone,
 
 and sets θ ← θ_after − P⁻¹ Jᵀ λ. With Adam's P = diag(sqrt(v̂) + eps) / lr the correction is a step that Adam could have
 taken along a mixture of the rewards' gradients; lr is that of the parameter's group, so that a group at rest stays so.
+
+P is diagonal: under FSDP2 and HSDP each rank corrects its own shards, by the λ of products over the shards of all
+ranks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,14 +19,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
 from marble_kernels.combine import combine
 
 from .cone import solve_nonnegative
-from .gram import gram_of_blocks
+from .distributed import gram_over_shards
 from .metric import denominator
+from .ranks import local_part
 
 GUARDS = (None, "step")
 _ROUNDING = 8.0
@@ -118,25 +123,30 @@ def project(gram: Tensor, active: Tensor) -> Projection:
 
 @torch.no_grad()
 def guard_step(
-    base: Optimizer, blocks: Mapping[Tensor, Tensor], before: Sequence[tuple[Tensor, Tensor]], active: Tensor
+    base: Optimizer,
+    blocks: Mapping[Tensor, Tensor],
+    before: Sequence[tuple[Tensor, Tensor]],
+    active: Tensor,
+    group: dist.ProcessGroup | None = None,
 ) -> Projection:
-    """Correct, in place, the step that ``base`` has just taken.
+    """Correct, in place, the step that ``base`` has just taken; with sharded parameters on all ranks together.
 
-    One pass over the rows gives J P⁻¹ Jᵀ, J u and uᵀPu together; a second one, the correction, is left out on a CPU
-    where no reward is hurt. P⁻¹ and P u exist for the length of this call.
+    One pass over the rows gives J P⁻¹ Jᵀ, J u and uᵀPu together, with one all-reduce if there are shards; a second
+    one, the correction, is left out on a CPU where no reward is hurt. P⁻¹ and P u exist for the length of this call.
 
     Args:
         base: the optimizer, after its step.
-        blocks: rows [K, *shape] per parameter.
-        before: the parameters that were stepped on, each with its value before.
+        blocks: rows [K, *shape] per parameter, of the local shard of a sharded one.
+        before: the parameters that were stepped on, each with its value, or its local shard's, before.
         active: bool [K], the rewards that must not be hurt.
+        group: the ranks that hold shards.
     """
     groups = {parameter: group for group in base.param_groups for parameter in group["params"]}
     parameters = [parameter for parameter, _ in before]
     weights = [inverse_metric(base.state.get(p, {}), groups[p], p) for p in parameters]
     pairs = zip(before, weights, strict=True)
-    steps = [_weighted_step(parameter, old, weight, groups[parameter]) for (parameter, old), weight in pairs]
-    gram = gram_of_blocks(len(active), [blocks.get(p) for p in parameters], steps, weights)
+    steps = [_weighted_step(local_part(p), old, weight, groups[p]) for (p, old), weight in pairs]
+    gram = gram_over_shards(len(active), parameters, [blocks.get(p) for p in parameters], steps, group, weights)
     del steps
     found = project(gram, active.to(gram.device))
     if gram.device.type == "cpu" and not bool(found.needed):
@@ -149,12 +159,13 @@ def guard_step(
         for (parameter, weight), direction in zip(here, mixed, strict=True):
             assert direction is not None
             # In the precision of the rows: rounded once, at the store.
-            parameter.copy_(parameter - _sign(groups[parameter]) * weight * direction)
+            local = local_part(parameter)
+            local.copy_(local - _sign(groups[parameter]) * weight * direction)
     return found
 
 
 def inverse_metric(state: Mapping[str, Any], group: Mapping[str, Any], parameter: Tensor) -> Tensor:
-    """The diagonal of P⁻¹ = lr / (sqrt(v̂) + eps) for one parameter; lr alone for a base without second moment.
+    """The diagonal of P⁻¹ = lr / (sqrt(v̂) + eps) for one parameter's local part; lr alone without second moment.
 
     A group without ``lr`` has lr = 1. Any positive diagonal makes the projection exact; this one makes the correction
     look like the base optimizer's own steps.
@@ -164,7 +175,7 @@ def inverse_metric(state: Mapping[str, Any], group: Mapping[str, Any], parameter
     found = denominator(state, group, parameter)
     if found is None:
         dtype = torch.promote_types(parameter.dtype, torch.float32)
-        found = torch.ones_like(parameter, dtype=dtype, memory_format=torch.contiguous_format)
+        found = torch.ones_like(local_part(parameter), dtype=dtype, memory_format=torch.contiguous_format)
     return rate / found
 
 

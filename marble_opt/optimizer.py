@@ -60,7 +60,8 @@ class Marble(OptimizerWrapper):
             Gram matrix; :class:`marble_opt.preferences.BucketBalancer`. See :class:`marble_opt.balance.BalanceRule`.
         process_group: ranks that share gradients; default: the default group once torch.distributed is initialised.
             All of them take part in every ``balance()`` or ``step()``, with or without a backward of their own. Sharded
-            parameters (FSDP2, HSDP) keep rows of the local shards; their mesh must hold the same ranks.
+            parameters (FSDP2, HSDP) keep rows of the local shards, where ``fused``, ``guard`` and ``metric`` work too;
+            their mesh must hold the same ranks.
         reduction: ``"mean"`` over ranks, as DDP does, or ``"sum"``, for losses whose normalisers count all ranks.
             FSDP2 averages itself: ``"sum"`` multiplies by the number of ranks, so leave its divide factor alone then.
         max_grad_norm: clip the combined gradient to this norm.
@@ -319,7 +320,8 @@ class Marble(OptimizerWrapper):
             gram = report.gram if known else None
             cycle.report = replace(report, fused=True)
         bank = self._collector.bank
-        self._follow(lambda: fused_step(self.base, bank, cycle.combining, usable, self.max_grad_norm, gram), parameters)
+        given = (self.base, bank, cycle.combining, usable, self.max_grad_norm, gram, cycle.process_group)
+        self._follow(lambda: fused_step(*given), parameters)
 
     def _follow(self, step: Callable[[], object], parameters: Sequence[Tensor] | None = None) -> None:
         stepped = self._stepped() if parameters is None else parameters

@@ -42,12 +42,17 @@ def any_sharded(tensors: Iterable[Tensor]) -> bool:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """The part of a DTensor that this rank holds, sharing its memory; any other tensor itself."""
+    """The part of a DTensor that this rank holds, the same object in every step; any other tensor itself."""
     if not is_sharded(tensor):
         return tensor
-    with torch.no_grad():
-        part: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    # What to_local() gives without autograd, but for parameters as a new view each time, of which nothing is known.
+    part: Tensor = tensor._local_tensor  # type: ignore[attr-defined]
     return part
+
+
+def local_parts(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The local part of each; the very same sequence where nothing is sharded."""
+    return [local_part(tensor) for tensor in tensors] if any_sharded(tensors) else tensors
 
 
 def copies(parameter: Tensor, ranks: int) -> int:

@@ -22,11 +22,11 @@ from marble_opt import Marble
 NAMES = ("a", "b")
 
 
-def fresh(share: Share, seed: int) -> tuple[nn.Module, Marble]:
+def fresh(share: Share, seed: int, **options: Any) -> tuple[nn.Module, Marble]:
     torch.manual_seed(seed)
     plain = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4)).double()
     model = fully_shard(plain, mesh=init_device_mesh("cpu", (share.ranks,)))
-    return model, Marble(torch.optim.AdamW(model.parameters(), lr=0.05), NAMES, refresh_every=3, ema=0.5)
+    return model, Marble(torch.optim.AdamW(model.parameters(), lr=0.05), NAMES, refresh_every=3, ema=0.5, **options)
 
 
 def advance(share: Share, model: nn.Module, opt: Marble, steps: range) -> Tensor:
@@ -47,15 +47,15 @@ def everything(model: nn.Module, opt: Marble) -> dict[str, Any]:
     }
 
 
-def resumed(share: Share, forget: bool = False) -> bool:
+def resumed(share: Share, forget: bool = False, **options: Any) -> bool:
     """Whether a run that is resumed after four steps ends as one that is not; ``forget`` leaves our own state out."""
     box = [tempfile.mkdtemp()] if share.rank == 0 else [""]
     dist.broadcast_object_list(box)
-    model, opt = fresh(share, seed=0)
+    model, opt = fresh(share, seed=0, **options)
     advance(share, model, opt, range(4))
     dcp.save(everything(model, opt), checkpoint_id=box[0])
     unbroken = advance(share, model, opt, range(4, 8))
-    model, opt = fresh(share, seed=1)
+    model, opt = fresh(share, seed=1, **options)
     state = everything(model, opt)
     dcp.load(state, checkpoint_id=box[0])
     set_model_state_dict(model, state["model"])

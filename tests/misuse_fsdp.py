@@ -1,6 +1,5 @@
 """Ways to get gradients under FSDP2 wrong."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,11 +8,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-import marble_opt.bank
-import marble_opt.collector
-import marble_opt.gram
 from distributed_worker import Share
-from marble_opt import Marble
 from misuse_cases import NAMES, make, network, parameters, sharded, two_losses
 
 
@@ -152,30 +147,3 @@ def overflow_under_fsdp(share: Share) -> Any:
         assert opt.report is not None
         said.append((scaler.get_scale(), opt.report.skipped.tolist()))
     return said, parameters(model).isfinite().all()
-
-
-def fsdp_fused(share: Share) -> Any:
-    """Falls back with the reason; what reaches the kernels is local, always."""
-    seen: list[Any] = []
-    originals = marble_opt.gram.gram, marble_opt.bank.combine
-
-    def watched(kernel: Callable[..., Any]) -> Callable[..., Any]:
-        def call(rows: Any, *args: Any, **named: Any) -> Any:
-            seen.extend([*rows, *(named.get("shared") or ()), *(named.get("out") or ())])
-            return kernel(rows, *args, **named)
-
-        return call
-
-    marble_opt.gram.gram, marble_opt.bank.combine = map(watched, originals)  # type: ignore[assignment]
-    try:
-        model = sharded(share)
-        opt = make(model)
-        fused = Marble(torch.optim.AdamW(model.parameters()), NAMES, fused=True, max_grad_norm=1.0)
-        for each in (opt, fused):
-            given = two_losses(share, model)
-            each.backward(given, shared=given["a"])
-            each.step()
-    finally:
-        marble_opt.gram.gram, marble_opt.bank.combine = originals
-    assert fused.report is not None
-    return len(seen) > 10, {type(each).__name__ for each in seen}, fused.report.fused

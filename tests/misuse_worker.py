@@ -28,7 +28,6 @@ from misuse_fsdp import (
     fsdp1,
     fsdp_beside_a_plain_parameter,
     fsdp_collects_differ,
-    fsdp_fused,
     fsdp_nan_on_one_rank,
     fsdp_one_rank_has_nothing,
     fsdp_one_rank_has_one,
@@ -38,6 +37,7 @@ from misuse_fsdp import (
     overflow_under_fsdp,
     tensor_parallel,
 )
+from misuse_fused import fsdp_fused, fsdp_fused_in_turns, fsdp_without_a_usable_gradient
 
 RIGHT: dict[str, tuple[Callable[[Share], Any], dict[str, Any]]] = {
     "collects_together": (lambda share: ddp_collects(share, True), {}),
@@ -98,9 +98,12 @@ OTHER: dict[str, Callable[[Share], Any]] = {
     "fsdp_step_cosines": fsdp_step_cosines,
     "overflow_under_fsdp": overflow_under_fsdp,
     "fsdp_fused": fsdp_fused,
+    "fsdp_fused_in_turns": fsdp_fused_in_turns,
+    "fsdp_without_a_usable_gradient": fsdp_without_a_usable_gradient,
     "bucket_view_without_copy": bucket_view_without_copy,
     "unmarked_collects": unmarked_collects,
     "resumed": resumed,
+    "resumed_fused": lambda share: resumed(share, fused=True, guard="step", metric="adam"),
     "resumed_without_our_state": lambda share: resumed(share, forget=True),
     "state_dict_of_the_wrapper": state_dict_of_the_wrapper,
 }

@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distributed_worker import BATCH, NAMES, Share
 from marble_opt import Marble, SeparableLoss, losses
+from sharded_cases import MICRO, ON_SHARDS
 
-MICRO = 2
 Result = dict[str, Any]
 
 
@@ -37,13 +37,15 @@ def wrap(plain: nn.Module, kind: str, share: Share, device: str = "cpu") -> nn.M
         return plain
     from torch.distributed.fsdp import fully_shard
 
-    shape = {"fsdp": (share.ranks,), "fsdp_alone": (1,), "hsdp": (share.ranks, 1), "hsdp_flat": (1, share.ranks)}[kind]
+    pairs = {"hsdp": (2, share.ranks // 2), "hsdp_flat": (1, share.ranks)}
+    shape = pairs.get(kind, (1,) if kind == "fsdp_alone" else (share.ranks,))
     mesh = init_device_mesh(device, shape, mesh_dim_names=("copies", "shards")[-len(shape) :])
     assert isinstance(plain, nn.Sequential)
     for layer in (plain[0], plain[3]):
         fully_shard(layer, mesh=mesh)
-    # The root keeps the norm and the last layer.
-    fully_shard(plain, mesh=mesh)
+    # The root keeps the norm and the last layer; of mixed parameters, the norm is not sharded.
+    ignored = {"ignored_params": set(plain[1].parameters())} if kind == "mixed" else {}
+    fully_shard(plain, mesh=mesh, **ignored)
     return plain
 
 
@@ -128,6 +130,7 @@ def train(
         report = opt.report
         assert report is not None
         said.append([report.skipped.tolist(), report.nonfinite.tolist(), report.dropped_steps, report.refreshed])
+        said[-1] += [report.fused, None if report.guard is None else report.guard.corrected.item()]
     return {**results(opt), "said": said, "route": report.route}
 
 
@@ -135,12 +138,16 @@ def results(opt: Marble) -> Result:
     report = opt.report
     assert report is not None
     params = torch.cat([full(p).flatten() for p in opt.param_groups[0]["params"]])
-    state = [opt.state[p]["exp_avg"] for p in opt.param_groups[0]["params"] if "exp_avg" in opt.state[p]]
+    states = [opt.state[p] for p in opt.param_groups[0]["params"]]
+    state = [each[key] for each in states for key in ("exp_avg", "exp_avg_sq", "step") if key in each]
+    guard = report.guard
     return {
         "params": params,
         "moments": torch.cat([full(each).flatten() for each in state]) if state else torch.zeros(1),
         "coefficients": report.coefficients.cpu(),
         "gram": report.gram[:-1, :-1].cpu(),
+        "guard": torch.zeros(0) if guard is None else torch.cat([guard.before, guard.after, guard.multipliers]).cpu(),
+        "cosines": torch.zeros(0) if report.step_cosines is None else report.step_cosines.cpu(),
     }
 
 
@@ -156,7 +163,6 @@ CASES |= {
     "fsdp-mapping-clipped": ("fsdp", "mapping", {"max_grad_norm": 0.05, "ema": 0.5}),
     "fsdp-mapping-clipped-5": ("fsdp", "mapping", {"max_grad_norm": 0.05, "refresh_every": 5}),
     "fsdp-loop-probe": ("fsdp", "loop", {"micro_steps": MICRO, "probe": 0.5, "max_grad_norm": 0.05}),
-    "fsdp-fused": ("fsdp", "mapping", {"fused": True, "max_grad_norm": 0.05}),
     "ddp-fused": ("ddp", "mapping", {"fused": True, "max_grad_norm": 0.05}),
     "fsdp_swapped": ("fsdp_swapped", "mapping", {"refresh_every": 2}),
     "hsdp": ("hsdp", "mapping", {"max_grad_norm": 0.05}),
@@ -166,6 +172,7 @@ CASES |= {
     "fsdp-float32": ("fsdp", "mapping", {"dtype": torch.float32}),
     "fsdp-factored-float32": ("fsdp", "factored", {"dtype": torch.float32}),
 }
+CASES |= ON_SHARDS
 
 
 # Ten steps for DDP and FSDP2, solved in each and in every fifth. Under other options until a reward was absent and

@@ -63,8 +63,16 @@ def test_an_overflow_under_fsdp(two_ranks: Ranks) -> None:
 
 def test_nothing_sharded_reaches_the_kernels(two_ranks: Ranks) -> None:
     for ours in two_ranks:
-        assert ours["fsdp_fused"]["value"] == (True, {"Tensor"}, False)
-        assert [text for text in ours["fsdp_fused"]["told"] if "a parameter is sharded (FSDP2)" in text]
+        assert ours["fsdp_fused"]["value"] == (["combine", "fused_adamw", "gram"], True, {False}, True)
+        assert not any("fused=True has no effect" in text for text in ours["fsdp_fused"]["told"])
+
+
+def test_fused_and_plain_steps_on_shards_take_over_from_each_other(two_ranks: Ranks) -> None:
+    assert two_ranks[0]["fsdp_fused_in_turns"]["value"] == (True, True)
+
+
+def test_a_fused_step_on_shards_without_a_usable_gradient_changes_nothing(two_ranks: Ranks) -> None:
+    assert two_ranks[0]["fsdp_without_a_usable_gradient"]["value"] == ([2.0] * 6, 1, True)
 
 
 def test_the_guards_have_teeth(two_ranks: Ranks) -> None:
@@ -76,5 +84,6 @@ def test_the_guards_have_teeth(two_ranks: Ranks) -> None:
 def test_a_run_is_resumed_from_a_distributed_checkpoint_bit_for_bit(two_ranks: Ranks) -> None:
     for ours in two_ranks:
         assert ours["resumed"]["value"] is True
+        assert ours["resumed_fused"]["value"] is True
         assert ours["resumed_without_our_state"]["value"] is False
         assert ours["state_dict_of_the_wrapper"]["value"] == ["param_groups", "state"]

@@ -188,15 +188,3 @@ def test_an_empty_bank_is_no_obstacle() -> None:
     with pytest.warns(UserWarning, match="without any backward"):
         opt.step()
     assert opt.report is None
-
-
-@pytest.mark.parametrize("option", ["guard", "metric"])
-def test_sharded_parameters_are_refused_before_the_step(option: str) -> None:
-    params = parameters()
-    opt = guarded(params, **({} if option == "guard" else {"guard": None, "metric": "adam"}))
-    opt.backward(linear_losses(params, normal(3, LENGTH)))
-    before = values(params)
-    params[0].device_mesh, params[0].placements = None, ()  # what tells a DTensor
-    with pytest.raises(NotImplementedError, match=f"{option}=.* does not take sharded parameters"):
-        opt.step()
-    assert torch.equal(values(params), before)
