@@ -54,8 +54,9 @@ class RowEngine:
     u_m = ∂ (Σ_i terms[m, i]) / ∂ prediction is propagated once. The output of each layer with trained parameters
     passes through an identity; its backward contracts δ and the layer's input into the K rows, which are the gradient
     of a tensor [K + 1, *shape] without memory of its own. To autograd they are ordinary gradients: checkpoints,
-    ``torch.compile`` and FSDP2's gathering need nothing special. ``.grad`` and hooks on it (DDP's among them) are not
-    touched, and nothing is kept on modules.
+    ``torch.compile`` and FSDP2's gathering need nothing special, but that compiled regions must keep their buffers for
+    another backward: ``torch._functorch.config.donated_buffer`` is switched off in this process. ``.grad`` and hooks on
+    it (DDP's among them) are not touched, and nothing is kept on modules.
 
     The samples must be the leading dimension of layers, once or n times, block after block (``repeat``, ``cat``) or n
     rows of a sample side by side (``repeat_interleave``, frames folded into the batch).
@@ -84,6 +85,9 @@ class RowEngine:
         if not roots or not all(isinstance(root, nn.Module) for root in roots):
             raise TypeError(f"need one or several torch.nn.Module, got {[type(root).__name__ for root in roots]}")
         self.rewards, self.roots = rewards, roots
+        # Several backwards run on one forward. With batches of several sizes torch.compile would let the first one
+        # overwrite what it has read, and refuses the others.
+        torch._functorch.config.donated_buffer = False
         self._shared = Shared(rewards)
         self._hooks = ModuleHooks(roots, self._shared)
         self._verifier = Verifier()
