@@ -20,9 +20,7 @@ from .graph_walk import Graph, walk
 from .module_hooks import ModuleHooks
 from .row_result import RowResult, label, tell_once, trainable, zeros
 from .taps import Shared, Slot
-from .verifier import PASSING, Verifier, layout_keys
-
-TOO_WIDE = "compiled layers were traced for smaller batches; from the next forward on they take larger ones"
+from .verifier import PASSING, TOO_WIDE, Verifier, layout_keys
 
 
 @dataclass
@@ -145,6 +143,9 @@ class RowEngine:
         condemned = {parameter: verifier.wrong[key] for parameter, key in keys.items() if key in verifier.wrong}
         if len(loss.prediction) > self._shared.capacity and graph.compiled:
             self._shared.capacity = 2 * len(loss.prediction)
+            # At once, so that the next forward reads the wider ones, and compared, for what was called before.
+            self._hooks.attach()
+            verifier.due = True
             condemned = dict.fromkeys(wanted, TOO_WIDE)
         judged = {parameter for parameter, key in keys.items() if key not in verifier.verified}
         if first:
