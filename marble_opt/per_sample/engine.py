@@ -1,11 +1,11 @@
 """K per-reward gradients from one backward pass per term."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from types import TracebackType
 
 import torch
+import torch._functorch.config
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -16,38 +16,12 @@ from .backward_passes import aside, cotangents, ordinary
 from .collection import Collection as Rows
 from .comparison import TOLERANCE, Verdict, check_weights, compare
 from .fsdp2 import GatheredRows, gradient_sync, sharded_parameters
-from .graph_walk import Graph, walk
+from .graph_walk import walk
 from .module_hooks import ModuleHooks
+from .plan import Plan, make_plan
 from .row_result import RowResult, label, tell_once, trainable, zeros
-from .tapped_layer import Slot
 from .taps import Shared
-from .verifier import PASSING, Verifier, layout_keys
-
-TOO_WIDE = "compiled layers were traced for smaller batches; from the next forward on they take larger ones"
-
-
-@dataclass
-class Plan:
-    """What is known before a pass is run.
-
-    ``condemned``: parameters that will get no rows, with the reason; ``judged``: those whose rows are not to be taken
-    as they come, all of them if ``everything``; ``checking``: whether a comparison is sure. ``leaves``: what a plain
-    backward may touch.
-    """
-
-    wanted: list[Tensor]
-    slots: dict[Tensor, list[Slot]]
-    graph: Graph
-    leaves: set[Tensor]
-    flows: list[Tensor]
-    sizes: Tensor
-    silent: list[bool]
-    keys: dict[Tensor, Hashable]
-    condemned: dict[Tensor, str]
-    judged: set[Tensor]
-    everything: bool
-    checking: bool
-    sharded: bool
+from .verifier import PASSING, Verifier
 
 
 class RowEngine:
@@ -56,8 +30,9 @@ class RowEngine:
     u_m = ∂ (Σ_i terms[m, i]) / ∂ prediction is propagated once. The output of each layer with trained parameters
     passes through an identity; its backward contracts δ and the layer's input into the K rows, which are the gradient
     of a tensor [K + 1, *shape] without memory of its own. To autograd they are ordinary gradients: checkpoints,
-    ``torch.compile`` and FSDP2's gathering need nothing special. ``.grad`` and hooks on it (DDP's among them) are not
-    touched, and nothing is kept on modules.
+    ``torch.compile`` and FSDP2's gathering need nothing special, but that compiled regions must keep their buffers for
+    another backward: ``torch._functorch.config.donated_buffer`` is switched off in this process. ``.grad`` and hooks on
+    it (DDP's among them) are not touched, and nothing is kept on modules.
 
     The samples must be the leading dimension of layers, once or n times, block after block (``repeat``, ``cat``) or n
     rows of a sample side by side (``repeat_interleave``, frames folded into the batch).
@@ -90,6 +65,10 @@ class RowEngine:
         if verify_every is not None and verify_every < 1:
             raise ValueError(f"verify_every must be a whole number >= 1 or None, got {verify_every}")
         self.rewards, self.roots = rewards, roots
+        # Several backwards run on one forward. With batches of several sizes torch.compile would let the first one
+        # overwrite what it has read, and refuses the others.
+        if hasattr(torch._functorch.config, "donated_buffer"):
+            torch._functorch.config.donated_buffer = False
         self._shared = Shared(rewards)
         self._hooks = ModuleHooks(roots, self._shared)
         self._verifier = Verifier(verify_every)
@@ -138,36 +117,11 @@ class RowEngine:
             raise ValueError("the prediction has no graph: pass the tensor that the terms were computed from")
         if loss.num_rewards != self.rewards:
             raise ValueError(f"the loss has {loss.num_rewards} rewards, the engine was made for {self.rewards}")
-        wanted, verifier = trainable(parameters), self._verifier
+        wanted = trainable(parameters)
         self._hooks.attach()
-        slots = self._hooks.slots(wanted)
-        graph = walk([loss.prediction, loss.terms], self._shared)
-        flows, sizes, silent = cotangents(loss, scale)
-        keys = layout_keys(loss, wanted, slots, graph)
-        condemned = {parameter: verifier.wrong[key] for parameter, key in keys.items() if key in verifier.wrong}
-        if len(loss.prediction) > self._shared.capacity and graph.compiled:
-            self._shared.capacity = 2 * len(loss.prediction)
-            condemned = dict.fromkeys(wanted, TOO_WIDE)
-        judged = {parameter for parameter, key in keys.items() if key not in verifier.verified}
-        if first:
-            verifier.count(self._hooks.conduct())
-        everything = verifier.due
-        checking = everything or any(keys[parameter] not in verifier.dormant for parameter in judged)
-        if sharded := any_sharded(wanted):
-            flags = [*(p in condemned for p in wanted), *(p in judged for p in wanted), everything, checking]
-            flags = agree([*flags, *(not each for each in silent)], local_part(wanted[0]).device, group)
-            for parameter, elsewhere in zip(wanted, flags, strict=False):
-                if elsewhere:
-                    condemned.setdefault(parameter, "its rows are wrong on another rank")
-            judged = {p for p, each in zip(wanted, flags[len(wanted) :], strict=False) if each}
-            everything, checking, *speaking = flags[2 * len(wanted) :]
-            silent = [not each for each in speaking]
-        judged = (set(wanted) if everything else judged) - set(condemned)
-        leaves = self._leaves(wanted, sharded or graph.hiding)
-        checking = checking and not all(silent)
-        return Plan(
-            wanted, slots, graph, leaves, flows, sizes, silent, keys, condemned, judged, everything, checking, sharded
-        )
+        plan = make_plan(loss, wanted, self._hooks, self._verifier, first, group)
+        plan.leaves = self._leaves(wanted, plan.sharded or plan.graph.hiding)
+        return plan
 
     def add_rows(
         self,
@@ -184,17 +138,16 @@ class RowEngine:
         Args:
             offered: the rewards that have a loss here; the rows of others are not touched.
         """
-        rows = Rows(
-            store, len(loss.prediction), offered, [p for p in plan.wanted if p not in plan.condemned], plan.judged
-        )
-        weights = torch.cat([loss.weights, check_weights(loss, plan.sizes, plan.silent)], 1)
+        flows, weights = self._flows(loss, plan, scale, group)
+        collected = [parameter for parameter in plan.wanted if parameter not in plan.condemned]
+        rows = Rows(store, len(loss.prediction), offered, collected, plan.judged)
         # Whether zero rows have stayed zero is known after the passes only, and a comparison needs the graph.
         keep = bool(retain_graph or plan.judged or plan.condemned)
-        passes = self._run(loss, plan, rows, weights, keep)
+        passes = self._run(loss, plan, rows, flows, weights, keep)
         refused: dict[Tensor, str] = {}
-        if plan.everything and passes:
+        if plan.everything and flows:
             self._verifier.due = False
-        checking = plan.checking or (passes > 0 and self._awake(rows, plan, group))
+        checking = bool(flows) and (plan.checking or self._awake(rows, plan, group))
         if checking:
             expected, verdicts = self._compare(loss, plan, rows, weights[:, -1], scale, group)
             refused = self._verifier.learn(verdicts, expected, plan.keys, plan.slots, plan.graph, rows)
@@ -227,8 +180,8 @@ class RowEngine:
         plan = self.plan(loss, parameters, first=False)
         plan.judged = set(plan.wanted)
         rows = Rows(GradientBank(self.rewards), len(loss.prediction), [], plan.wanted, plan.judged)
-        weights = torch.cat([loss.weights, check_weights(loss, plan.sizes, plan.silent)], 1)
-        self._run(loss, plan, rows, weights, keep=True)
+        flows, weights = self._flows(loss, plan, 1.0, None)
+        self._run(loss, plan, rows, flows, weights, keep=True)
         _, verdicts = self._compare(loss, plan, rows, weights[:, -1], 1.0, None)
         names = self._hooks.names()
         wrong = [p for p, verdict in verdicts.items() if verdict == Verdict.WRONG]
@@ -276,26 +229,43 @@ class RowEngine:
         others = sharded_parameters(self.roots).values() if any_sharded(wanted) else self._hooks.names()
         return {*wanted, *others}
 
-    def _run(self, loss: SeparableLoss, plan: Plan, rows: Rows, weights: Tensor, keep: bool) -> int:
-        """One pass per cotangent that says something; returns their number."""
+    def _flows(
+        self, loss: SeparableLoss, plan: Plan, scale: Tensor | float, group: dist.ProcessGroup | None
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """The cotangents that say something, by term, and the weights [M, K + 1, B] with those for comparisons last."""
+        flows, sizes, silent = cotangents(loss, scale)
+        if plan.sharded:
+            # Every rank takes part in every pass.
+            silent = [not each for each in agree([not each for each in silent], self._device(plan), group)]
+        speaking = {index: flow for index, (flow, quiet) in enumerate(zip(flows, silent, strict=True)) if not quiet}
+        return speaking, torch.cat([loss.weights, check_weights(loss, sizes, silent)], 1)
+
+    def _run(
+        self, loss: SeparableLoss, plan: Plan, rows: Rows, flows: Mapping[int, Tensor], weights: Tensor, keep: bool
+    ) -> int:
+        """One pass per cotangent; returns their number."""
         markers = list(self._shared.markers.values())
-        present = [index for index, silent in enumerate(plan.silent) if not silent and markers]
+        if not markers:
+            return 0
         self._shared.collection = rows
         try:
-            for position, index in enumerate(present):
+            for position, (index, flow) in enumerate(flows.items()):
                 rows.begin(weights[index])
                 self._shared.fill(weights[index])
-                retain = keep or position + 1 < len(present)
+                retain = keep or position + 1 < len(flows)
                 with aside(plan.leaves) if plan.graph.hiding else nullcontext():
                     if plan.graph.hiding:
-                        loss.prediction.backward(plan.flows[index], retain)
+                        loss.prediction.backward(flow, retain)
                     else:
-                        torch.autograd.grad(loss.prediction, markers, plan.flows[index], retain, allow_unused=True)
+                        torch.autograd.grad(loss.prediction, markers, flow, retain, allow_unused=True)
         finally:
             self._shared.collection = None
         if isinstance(rows.store, GatheredRows):
             rows.store.land()
-        return len(present)
+        return len(flows)
+
+    def _device(self, plan: Plan) -> torch.device:
+        return local_part(plan.wanted[0]).device
 
     def _awake(self, rows: Rows, plan: Plan, group: dist.ProcessGroup | None) -> bool:
         """Whether rows that have been zero so far are zero no more; the device is waited for if there are such."""
@@ -304,7 +274,7 @@ class RowEngine:
         found = [row.any() for row in rows.check_rows().values()]
         devices = {each.device for each in found}
         awake = any(bool(torch.stack([each for each in found if each.device == one]).any()) for one in devices)
-        return agree([awake], local_part(plan.wanted[0]).device, group)[0] if plan.sharded else awake
+        return agree([awake], self._device(plan), group)[0] if plan.sharded else awake
 
     def _compare(
         self,
@@ -320,7 +290,7 @@ class RowEngine:
         value = (weights * terms).sum() * scale
         gradients = self._ordinary(value, plan.wanted, True, plan.leaves)
         expected = dict(zip(plan.wanted, gradients, strict=True))
-        found, device = rows.check_rows(), local_part(plan.wanted[0]).device
+        found, device = rows.check_rows(), self._device(plan)
         if isinstance(rows.store, GatheredRows):
             found = rows.store.take_checks([parameter for parameter in plan.wanted if parameter in plan.judged])
         coarsest = self._coarsest(loss, plan, rows)

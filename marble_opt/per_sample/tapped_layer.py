@@ -125,6 +125,8 @@ class TappedLayer:
         for slot in self.slots.values():
             device = slot.parameter.device
             if device.type != "meta":
+                if slot.dtype == torch.float64:
+                    self.shared.precision = torch.float64
                 self.shared.prepare(device)
                 slot.prepare(device)
                 if device not in self._flags:

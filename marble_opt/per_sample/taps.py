@@ -150,14 +150,15 @@ class CompiledTap(torch.autograd.Function):
 
 
 class Shared:
-    """What all taps of an engine see: the collection in progress, and the tensors that compiled layers read.
+    """What all taps of an engine see: the collection in progress, and the tensors that compiled layers read, in fp64
+    where a parameter is.
 
     Args:
         rewards: the number K.
     """
 
     def __init__(self, rewards: int) -> None:
-        self.rewards, self.capacity = rewards, CAPACITY
+        self.rewards, self.capacity, self.precision = rewards, CAPACITY, torch.float32
         self.collection: Collection | None = None
         self.markers: dict[torch.device, Tensor] = {}
         self.tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
@@ -172,8 +173,8 @@ class Shared:
     def prepare(self, device: torch.device) -> None:
         """Make the table of a device."""
         known = self.tables.get(device)
-        if known is None or known[0].shape[1] != self.capacity:
-            weights = torch.zeros(self.rewards + 1, self.capacity, device=device)
+        if known is None or (known[0].shape[1], known[0].dtype) != (self.capacity, self.precision):
+            weights = torch.zeros(self.rewards + 1, self.capacity, dtype=self.precision, device=device)
             self.tables[device] = (weights, torch.ones((), dtype=torch.int64, device=device))
 
     def fill(self, weights: Tensor) -> None:

@@ -19,8 +19,9 @@ EARLY = (1, 2, 4, 8, 16, 32)
 NO_MORE = "its rows agreed with its ordinary gradient and differ now, so some since the last comparison may be off"
 NOT_FINITE = "its gradient is not finite, so its rows cannot be verified"
 TURNED = "its layer holds the samples in another way, which is tried next"
+TOO_WIDE = "compiled layers were traced for smaller batches; from the next forward on they take larger ones"
 # These pass by: no warning.
-PASSING = (NOT_FINITE, TURNED)
+PASSING = (NOT_FINITE, TURNED, TOO_WIDE)
 
 
 class Verifier:

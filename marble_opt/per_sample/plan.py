@@ -1,0 +1,74 @@
+"""What is known before a pass is run: which parameters it will cover, and what has to be compared."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import torch.distributed as dist
+from torch import Tensor
+
+from ..ranks import agree, any_sharded, local_part
+from ..separable import SeparableLoss
+from .graph_walk import Graph, walk
+from .module_hooks import ModuleHooks
+from .tapped_layer import Slot
+from .verifier import TOO_WIDE, Verifier, layout_keys
+
+
+@dataclass
+class Plan:
+    """What the passes of one loss will do.
+
+    ``condemned``: parameters that will get no rows, with the reason; ``judged``: those whose rows are not to be taken
+    as they come, all of them if ``everything``; ``checking``: whether a comparison is sure; ``leaves``: what a plain
+    backward may touch, where one is needed.
+    """
+
+    wanted: list[Tensor]
+    slots: dict[Tensor, list[Slot]]
+    graph: Graph
+    keys: dict[Tensor, Hashable]
+    condemned: dict[Tensor, str]
+    judged: set[Tensor]
+    everything: bool
+    checking: bool
+    sharded: bool
+    leaves: set[Tensor] = field(default_factory=set)
+
+
+def make_plan(
+    loss: SeparableLoss,
+    wanted: list[Tensor],
+    hooks: ModuleHooks,
+    verifier: Verifier,
+    first: bool,
+    group: dist.ProcessGroup | None,
+) -> Plan:
+    """Look at the graph of a loss and at what comparisons have shown so far.
+
+    Ranks that share sharded parameters run the same passes and comparisons: what one of them needs, all do.
+    """
+    shared, slots = hooks.shared, hooks.slots(wanted)
+    graph = walk([loss.prediction, loss.terms], shared)
+    keys = layout_keys(loss, wanted, slots, graph)
+    condemned = {parameter: verifier.wrong[key] for parameter, key in keys.items() if key in verifier.wrong}
+    if len(loss.prediction) > shared.capacity and graph.compiled:
+        shared.capacity = 2 * len(loss.prediction)
+        # At once, so that the next forward reads the wider ones, and compared, for what was called before.
+        hooks.attach()
+        verifier.due = True
+        condemned = dict.fromkeys(wanted, TOO_WIDE)
+    judged = {parameter for parameter, key in keys.items() if key not in verifier.verified}
+    if first:
+        verifier.count(hooks.conduct())
+    everything = verifier.due
+    checking = everything or any(keys[parameter] not in verifier.dormant for parameter in judged)
+    if sharded := any_sharded(wanted):
+        flags = [*(p in condemned for p in wanted), *(p in judged for p in wanted), everything, checking]
+        flags = agree(flags, local_part(wanted[0]).device, group)
+        for parameter, elsewhere in zip(wanted, flags, strict=False):
+            if elsewhere:
+                condemned.setdefault(parameter, "its rows are wrong on another rank")
+        judged = {parameter for parameter, each in zip(wanted, flags[len(wanted) :], strict=False) if each}
+        everything, checking = flags[-2:]
+    judged = (set(wanted) if everything else judged) - set(condemned)
+    return Plan(wanted, slots, graph, keys, condemned, judged, everything, checking, sharded)
