@@ -50,7 +50,8 @@ def test_sequence_first_under_a_lora_that_starts_at_zero(micro_steps: int) -> No
 def test_weights_that_are_no_leaves_take_exact_passes(make: Callable[[], nn.Module], uncovered: set[str]) -> None:
     steps = train(make(), lambda step: torch.randn(4, 8), told="these parameters get no rows")
     assert all(step.right for step in steps)
-    assert all(set(step.report.fallback) == uncovered for step in steps)
+    # What can be read is read in another way from the second step on.
+    assert all(set(step.report.fallback) == uncovered for step in steps[1:])
 
 
 @pytest.mark.parametrize("ratio", [1e-3, 1e-6, 1e-8])
@@ -102,10 +103,10 @@ def test_a_mean_over_samples_behind_a_gate_that_starts_at_zero() -> None:
 
 
 def test_an_input_that_is_changed_in_place_after_the_call() -> None:
-    told = r"shift\.bias \(the input of shift was changed in place after the call\)"
-    steps = train(ChangedLater(), lambda step: torch.randn(4, 8), told=told)
+    """The module cannot be run again; its operations are followed from the second step on."""
+    steps = train(ChangedLater(), lambda step: torch.randn(4, 8))
     assert all(step.right for step in steps)
-    assert all(set(step.report.fallback) == {"shift.bias"} for step in steps)
+    assert [set(step.report.fallback) for step in steps] == [{"shift.bias"}] + [set()] * (len(steps) - 1)
 
 
 @pytest.mark.parametrize("fused", [False, True])
