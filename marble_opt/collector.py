@@ -183,7 +183,7 @@ class GradientCollector:
         than both.
         """
         if self._check:
-            engine.check(loss, parameters)
+            engine.check(loss, parameters, self.process_group)
         scale = self._scaled(loss.terms.new_ones(()).detach())
         first, group = self.micro_step == 1, self.process_group
         plan = engine.plan(loss, parameters, scale, first, group)

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class RowMemory:
     """Blocks that keep their addresses from step to step, as a captured CUDA graph needs it.
 
     ``blocks`` are those in use in this step, by parameter; ``buffers`` hold all of them, in use or not. They stay
-    allocated between steps, K · P numbers in all, until other parameters come.
+    allocated between steps, K · P numbers in all, until a parameter is gone.
 
     Args:
         size: the number K of rows.
@@ -23,38 +24,43 @@ class RowMemory:
         self.size = size
         self.blocks: dict[Tensor, Tensor] = {}
         self.buffers: list[Tensor] = []
-        self._views: dict[Tensor, Tensor] = {}
-        # Those whose memory may hold something of an earlier step.
-        self._used: set[Tensor] = set()
+        # FSDP2 and accelerate swap parameters, so only those in use are held.
+        self._views = WeakTensorKeyDictionary()
+        self._parts = 0
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of blocks in use has its own memory.
-        return {**self.__dict__, "_views": {}, "_used": set(), "buffers": []}
+        return {**self.__dict__, "_views": None, "buffers": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._views, self._parts = WeakTensorKeyDictionary(), 0
 
     def reserve(self, like: Mapping[Tensor, Tensor]) -> None:
         """Have memory for some parameters, whose rows have the shape, device and at least the precision of ``like``."""
         missing = {p: each for p, each in like.items() if p not in self.blocks and not self._fits(p, each)}
         if not missing:
             return
-        if not self.blocks and not set(self._views) <= set(like):
-            # FSDP2 and accelerate swap parameters: what belonged to the old ones is given back.
-            self.buffers, self._views, self._used, missing = [], {}, set(), dict(like)
+        if not self.blocks and len(self._views) < self._parts:
+            # What belonged to parameters that are gone is given back.
+            kept = {p: view[0] for p, view in self._views.items() if p not in missing}
+            self.buffers, self._views, self._parts = [], WeakTensorKeyDictionary(), 0
+            missing = {**kept, **missing}
         kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for parameter, each in missing.items():
             kinds.setdefault((each.device, _row_dtype(each)), []).append(parameter)
         for (device, dtype), parameters in kinds.items():
-            sizes = [self.size * like[parameter].numel() for parameter in parameters]
+            sizes = [self.size * missing[parameter].numel() for parameter in parameters]
             buffer = torch.zeros(sum(sizes), dtype=dtype, device=device)
             self.buffers.append(buffer)
             for parameter, size, end in zip(parameters, sizes, accumulate(sizes), strict=True):
-                self._views[parameter] = buffer[end - size : end].view(self.size, *like[parameter].shape)
+                self._parts += 1
+                self._views[parameter] = buffer[end - size : end].view(self.size, *missing[parameter].shape)
 
     def block(self, parameter: Tensor, like: Tensor) -> Tensor:
         """The block of a parameter, zero if nothing was added in this step."""
         if parameter not in self.blocks:
-            self.blocks[parameter] = self._view(parameter, like)
-            if parameter in self._used:
-                self.blocks[parameter].zero_()
+            self.blocks[parameter] = self._view(parameter, like).zero_()
         return self.blocks[parameter]
 
     def add(self, parameter: Tensor, like: Tensor, rows: Tensor) -> None:
@@ -63,31 +69,28 @@ class RowMemory:
             self.blocks[parameter].add_(rows)
         else:
             self.blocks[parameter] = self._view(parameter, like).copy_(rows)
-            self._used.add(parameter)
 
     def take_back(self, parameter: Tensor) -> None:
         """Forget what this step has of a parameter."""
         self.blocks.pop(parameter, None)
-        self._used.add(parameter)
 
     def clear(self) -> None:
         """Start a new step."""
-        self._used.update(self.blocks)
         self.blocks = {}
 
     def whole(self) -> list[Tensor] | None:
         """The buffers, zero where nothing is in use, if all blocks in use lie in them; ``None`` otherwise."""
         if any(self._views.get(parameter) is not block for parameter, block in self.blocks.items()):
             return None
-        if left := [self._views[p] for p in self._used if p not in self.blocks and p in self._views]:
-            torch._foreach_zero_(left)
-            self._used &= set(self.blocks)
+        idle = [view for parameter, view in self._views.items() if parameter not in self.blocks]
+        if idle:
+            torch._foreach_zero_(idle)
         return self.buffers
 
     def layout(self, parameters: Sequence[Tensor]) -> list[int]:
         """Which parameter lies where in the buffers; ranks with the same layout can reduce these as they are."""
         index = {parameter: place for place, parameter in enumerate(parameters)}
-        return [len(self.buffers), *(index.get(parameter, -1) for parameter in self._views)]
+        return [*map(len, self.buffers), *(index.get(parameter, -1) for parameter in self._views)]
 
     def _fits(self, parameter: Tensor, like: Tensor) -> bool:
         view = self._views.get(parameter)
@@ -97,7 +100,8 @@ class RowMemory:
 
     def _view(self, parameter: Tensor, like: Tensor) -> Tensor:
         self.reserve({parameter: like})
-        return self._views[parameter]
+        view: Tensor = self._views[parameter]
+        return view
 
 
 def _row_dtype(like: Tensor) -> torch.dtype:

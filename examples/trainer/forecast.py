@@ -36,7 +36,6 @@ def counts_of(config: Config) -> RunCounts:
     """What a rank does in an epoch."""
     own = config.rollout.prompts * config.rollout.images // ranks.ranks()
     crd = config.algorithm == "crd"
-    loop = config.parallel == "fsdp2" and ranks.ranks() > 1 and not config.summed
     return RunCounts(
         samples=own,
         sampler_steps=config.rollout.steps,
@@ -44,13 +43,13 @@ def counts_of(config: Config) -> RunCounts:
         micro_batch=min(micro_batch_of(config) or own, own),
         updates=config.optimizer.steps_per_epoch,
         guidance=config.rollout.guidance != 1,
-        form="observe" if config.summed else "loop" if loop else "marble",
+        form="observe" if config.summed else "marble",
         rewards=len(config.rewards),
         anchor="none" if crd else config.loss.anchor,
         kl=config.crd.anchor.on if crd else config.loss.kl > 0,
         references=2 if crd and config.crd.anchor.guidance != 1 else 1,
         refresh_every=config.balance.refresh_every,
-        probe=0.0 if loop or config.summed else config.balance.probe,
+        probe=0.0 if config.summed else config.balance.probe,
         shared_every=1 if config.summed else config.balance.shared_every,
         checkpointing=config.model.checkpointing,
     )

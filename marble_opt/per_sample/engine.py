@@ -151,10 +151,11 @@ class RowEngine:
         if checking:
             expected, verdicts = self._compare(loss, plan, rows, weights[:, -1], scale, group)
             refused = self._verifier.learn(verdicts, expected, plan.keys, plan.slots, plan.graph, rows)
-        for parameter in plan.judged:
+        for parameter in plan.wanted:
+            # In the order of all ranks.
             if parameter in refused:
                 rows.reject(parameter)
-            else:
+            elif parameter in plan.judged:
                 rows.accept(parameter)
         uncovered = {p: (plan.condemned | refused)[p] for p in plan.wanted if p in plan.condemned or p in refused}
         reasons = self.tell(uncovered)
@@ -167,7 +168,7 @@ class RowEngine:
         tell_once({name: reason for name, reason in reasons.items() if reason not in PASSING}, self._told)
         return reasons
 
-    def check(self, loss: SeparableLoss, parameters: Iterable[Tensor]) -> None:
+    def check(self, loss: SeparableLoss, parameters: Iterable[Tensor], group: dist.ProcessGroup | None = None) -> None:
         """Compare the rows of every parameter with the ordinary gradient of Σ_m Σ_i r_mi terms[m, i], r generic.
 
         Tolerance relative to the gradient's norm: 1e-6 in fp64, 5e-4 in fp32, 2e-2 in fp16, 5e-2 in bf16, by the
@@ -177,12 +178,14 @@ class RowEngine:
         Raises:
             RuntimeError: a parameter with an ordinary gradient and no rows, or others; all are named.
         """
-        plan = self.plan(loss, parameters, first=False)
+        plan = self.plan(loss, parameters, first=False, group=group)
         plan.judged = set(plan.wanted)
-        rows = Rows(GradientBank(self.rewards), len(loss.prediction), [], plan.wanted, plan.judged)
-        flows, weights = self._flows(loss, plan, 1.0, None)
+        bank = GradientBank(self.rewards)
+        store = GatheredRows(bank) if plan.sharded else bank
+        rows = Rows(store, len(loss.prediction), [], plan.wanted, plan.judged)
+        flows, weights = self._flows(loss, plan, 1.0, group)
         self._run(loss, plan, rows, flows, weights, keep=True)
-        _, verdicts = self._compare(loss, plan, rows, weights[:, -1], 1.0, None)
+        _, verdicts = self._compare(loss, plan, rows, weights[:, -1], 1.0, group)
         names = self._hooks.names()
         wrong = [p for p, verdict in verdicts.items() if verdict == Verdict.WRONG]
         if wrong:
@@ -251,7 +254,8 @@ class RowEngine:
         try:
             for position, (index, flow) in enumerate(flows.items()):
                 rows.begin(weights[index])
-                self._shared.fill(weights[index])
+                if plan.graph.compiled or plan.graph.hiding:
+                    self._shared.fill(weights[index])
                 retain = keep or position + 1 < len(flows)
                 with aside(plan.leaves) if plan.graph.hiding else nullcontext():
                     if plan.graph.hiding:

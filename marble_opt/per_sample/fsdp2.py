@@ -128,7 +128,7 @@ class GatheredRows:
         self.land()
         pooled = [p for p in parameters if p.numel() < STREAMED_ELEMENTS]
         rows = [self.checks[p].unsqueeze(0) if p in self.checks else _zeros(p, 1) for p in pooled]
-        found = {p: self.checks[p] for p in parameters if p not in set(pooled) and p in self.checks}
+        found = {p: self.checks[p] for p in parameters if p.numel() >= STREAMED_ELEMENTS and p in self.checks}
         found.update((p, shard[0]) for p, shard in zip(pooled, reduce_rows(pooled, rows), strict=True))
         self.checks = {}
         return found

@@ -31,6 +31,7 @@ class Slot:
         self.label = f"{tapped.prefix}.{name}".lstrip(".")
         self.holder, self.key, self.parameter = holder, key, parameter
         self.gate: Tensor | None = None
+        self._made_for: tuple[object, ...] = ()
 
     @property
     def shape(self) -> torch.Size:
@@ -44,8 +45,10 @@ class Slot:
 
     def prepare(self, device: torch.device) -> None:
         """Make the gate anew where device, dtype or shape of the parameter have changed."""
-        shape = (self.shared.rewards + 1, *self.shape)
-        if self.gate is None or (self.gate.shape, self.gate.dtype, self.gate.device) != (shape, self.dtype, device):
+        seen = (device, self.parameter.dtype, self.parameter.shape)
+        if self.gate is None or seen != self._made_for:
+            self._made_for = seen
+            shape = (self.shared.rewards + 1, *self.shape)
             make: Callable[..., Tensor] = Gate.apply
             with torch.enable_grad(), torch.inference_mode(False):
                 # A slot holds its gate for good, and would never be freed if its gate held it.
