@@ -4,9 +4,8 @@
 
 The fused step of Marble for K rewards, with every launch left out, so that what is left is what the host does: looking
 at the tensors, tables, the small operations between Gram and coefficients. Parameters are tiny and on the CPU. Beside
-it, in turns, the step of torch's own AdamW(fused=True) on the same parameters. "moved": every gradient is at a new
-address in each step, which is the worst case; "in place": all are where they were in the step before, which a caching
-allocator mostly gives. Rows go to results/kernels.jsonl under --store.
+it, in turns, the step of torch's own AdamW(fused=True) on the same parameters. Rows go to results/kernels.jsonl under
+--store.
 """
 
 import argparse
@@ -18,9 +17,6 @@ from unittest import mock
 import torch
 from kernels_step import _Step
 from measure import RESULTS, facts, quantiles, seconds, store, versions
-from torch import Tensor
-
-from marble_opt.bank import GradientBank
 
 SHAPE, PARAMETERS, PROCESSORS = (4, 4), 400, 132
 
@@ -40,30 +36,15 @@ def without_launches() -> Iterator[None]:
         yield
 
 
-class _InPlace(GradientBank):
-    """A bank whose blocks are the same tensors in every step."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
-        self._kept: dict[Tensor, Tensor] = {}
-
-    def _block(self, parameter: Tensor) -> Tensor:
-        if parameter not in self._kept:
-            self._kept[parameter] = super()._block(parameter)
-        return self.blocks.setdefault(parameter, self._kept[parameter])
-
-
 def host_rows(rounds: int, rewards: int = 5, parameters: int = PARAMETERS) -> list[dict]:
     """Rows with the host's seconds of one step, and Marble's as a multiple of AdamW's in the same round."""
     shapes = [SHAPE] * parameters
     steps = {
         "AdamW(fused=True)": _Step(shapes, rewards, "cpu", None),
-        "balance + step, moved": _Step(shapes, rewards, "cpu", True),
-        "balance + step, in place": _Step(shapes, rewards, "cpu", True),
+        "balance + step": _Step(shapes, rewards, "cpu", True),
     }
-    plain, *_, still = steps.values()
+    plain = steps["AdamW(fused=True)"]
     plain.optimizer = torch.optim.AdamW(plain.params, lr=1e-6, fused=True)
-    still.optimizer._collector.bank = _InPlace(rewards)  # type: ignore[attr-defined]
     times: dict[str, list[float]] = {name: [] for name in steps}
     with without_launches():
         for turn in range(rounds + 3):

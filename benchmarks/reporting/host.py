@@ -8,10 +8,7 @@ from .markdown import conditions
 BENCHMARK = "step_host"
 COMMAND = "python benchmarks/step_host.py --store"
 PLAIN, TIMES, SECONDS = "AdamW(fused=True)", "times_adamw", "host_seconds"
-_FORMS = {
-    "balance + step, in place": "where gradients stay in place",
-    "balance + step, moved": "where every gradient has moved",
-}
+STEP = "balance + step"
 
 
 def paragraph(rows: Sequence[Number]) -> str:
@@ -33,14 +30,10 @@ def _sentence(rows: Sequence[Number]) -> str:
     """Of one machine and one setting."""
     cells = {(row["method"], row["metric"]): row for row in rows}
     settings = rows[0]["settings"]
-    parts = []
-    for method, where in _FORMS.items():
-        if (method, TIMES) in cells:
-            found = cells[method, TIMES]
-            side = "more" if found["q20"] > 1 else "less" if found["q80"] < 1 else "not told apart"
-            parts.append(f"{where} {spread(found)} times as long, {side}")
+    found = cells[STEP, TIMES]
+    side = "more" if found["q20"] > 1 else "less" if found["q80"] < 1 else "not told apart"
     plain = f"; {PLAIN} takes {spread(cells[PLAIN, SECONDS], 1e-3)} ms" if (PLAIN, SECONDS) in cells else ""
     return (
         f"K = {settings['rewards']}, {settings['parameters']} parameters, {settings['rounds']} rounds: "
-        f"{'; '.join(parts)}{plain} ({conditions(rows)})."
+        f"{spread(found)} times as long, {side}{plain} ({conditions(rows)})."
     )

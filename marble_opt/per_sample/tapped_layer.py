@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from .layers import Handler
 from .layers.base import without_autocast
 from .taps import CompiledTap, Gate, Shared, Tap
+
+if TYPE_CHECKING:
+    from .tracked import Swapped
 
 # Larger modules are not run again for the rows of their own parameters: K backwards cost less.
 _REPLAYED_MODULES = 16
@@ -72,7 +75,7 @@ class TappedLayer:
         self.tracking = not handler.exact and bool(module._modules)
         self._ways = 1 if handler.exact else 2
         self.called = False
-        self.swapped: list[list[tuple[Slot, nn.Parameter]]] = []
+        self.swapped: list[Swapped] = []
         self._flags: dict[torch.device, Tensor] = {}
 
     def read_otherwise(self, repeated: bool) -> bool:

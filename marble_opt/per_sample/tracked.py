@@ -1,7 +1,7 @@
 """Parameters that a module uses itself, followed from operation to operation until they meet samples."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from .recipe import Leaf, Recipe, Step
 
 if TYPE_CHECKING:
-    from .tapped_layer import TappedLayer
+    from .tapped_layer import Slot, TappedLayer
 
 
 class Tracked(Tensor):
@@ -48,7 +48,9 @@ class Tracked(Tensor):
                 return _note(func, args, kwargs, layer)
             from .uses import rule_of
 
-            rule = rule_of(func) if torch.is_grad_enabled() else None
+            # A checkpoint inside the call will run its part again without this one's tracked tensors.
+            inside = not layer.swapped or saving_hooks() != layer.swapped[-1].hooks
+            rule = None if inside or not torch.is_grad_enabled() else rule_of(func)
             return func(*args, **kwargs) if rule is None else rule(layer, func, args, dict(kwargs))
 
 
@@ -83,23 +85,37 @@ def _constant(tensor: Tensor, layer: "TappedLayer") -> bool:
     return any(tensor is buffer for buffer in layer.buffers)
 
 
+class Swapped(NamedTuple):
+    """What was replaced in a call, and the hooks on saved tensors when it began."""
+
+    places: list[tuple["Slot", Parameter]]
+    hooks: object
+
+
+def saving_hooks() -> object:
+    """What keeps saved tensors at present: a checkpoint, or nothing."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    # Where it cannot be known nothing is followed.
+    return object() if top is None else top(True)
+
+
 def swap(layer: "TappedLayer") -> None:
     """Put tracked tensors in place of the trained parameters of a layer, for one call."""
-    places = []
+    places: list[tuple[Slot, Parameter]] = []
     for name in layer.names():
         slot = layer.slots[name]
         parameter = slot.holder._parameters[slot.key]
         assert parameter is not None
         places.append((slot, parameter))
         slot.holder._parameters[slot.key] = Tracked.of(layer, name, parameter)  # type: ignore[assignment]
-    layer.swapped.append(places)
+    layer.swapped.append(Swapped(places, saving_hooks()))
 
 
 def restore(layer: "TappedLayer") -> bool:
     """Undo the last :func:`swap`; returns whether there was one."""
     if not layer.swapped:
         return False
-    for slot, parameter in layer.swapped.pop():
+    for slot, parameter in layer.swapped.pop().places:
         if isinstance(slot.holder._parameters.get(slot.key), Tracked):
             slot.holder._parameters[slot.key] = parameter
     return True
