@@ -69,7 +69,7 @@ class Tap(torch.autograd.Function):
             return without
         if ctx.compiled:
             *saved, weights, batch, adjacent = ctx.saved_tensors
-            rows = tapped.contract(names, saved, ctx.other, grad, _columns(weights, batch, adjacent, grad.shape[0]))
+            rows = tapped.contract(names, saved, ctx.other, grad, _columns(weights, batch, adjacent, grad))
         else:
             collection = tapped.shared.collection
             if collection is None:
@@ -217,9 +217,15 @@ class TappedLayer:
         return rows
 
 
-def _columns(weights: Tensor, batch: Tensor, adjacent: Tensor, rows: int) -> Tensor:
-    """[K + 1, L]: the weights of each row's sample; the batch size is not known where this is traced."""
-    row = torch.arange(rows, device=weights.device)
+def _columns(weights: Tensor, batch: Tensor, adjacent: Tensor, grad: Tensor) -> Tensor:
+    """[K + 1, L]: the weights of each row's sample; the batch size is not known where this is traced.
+
+    What does not depend on δ the compiler may compute in the forward, when the weights are still those of another loss.
+    Hence a zero that it does not know to be one.
+    """
+    rows = grad.shape[0]
+    nothing = torch.isnan(grad[(slice(1),) * grad.dim()]).sum().clamp(max=0)
+    row = torch.arange(rows, device=weights.device) + nothing
     return weights.index_select(1, torch.where(adjacent, row * batch // rows, row % batch))
 
 
