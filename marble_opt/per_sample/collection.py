@@ -46,6 +46,7 @@ class Collection:
         self.failed: dict[Tensor, str] = {}
         self.precisions: set[torch.dtype] = set()
         self.holders: set[nn.Module] = set()
+        self.reached: set[Tensor] = set()
         self._apart: dict[Tensor, Tensor | None] = {p: None for p in self.judged if store.has(p)}
         self._columns: dict[tuple[torch.device, int, bool], Tensor] = {}
         store.offer(self.offered)
@@ -90,6 +91,7 @@ class Collection:
         if parameter not in self.wanted:
             return
         self.holders.add(slot.holder)
+        self.reached.add(parameter)
         if parameter in self.judged:
             if isinstance(self.store, GatheredRows):
                 self.store.add_check(parameter, rows[-1])
@@ -102,7 +104,7 @@ class Collection:
 
     def reason(self, parameter: Tensor) -> str:
         """What is wrong with the rows of a parameter."""
-        return self.failed.get(parameter, DIFFERS if parameter in self.check_rows() else UNREACHED)
+        return self.failed.get(parameter, DIFFERS if parameter in self.reached else UNREACHED)
 
     def check_rows(self) -> dict[Tensor, Tensor]:
         """The rows of the check weights as they are on this rank."""

@@ -64,7 +64,7 @@ class Verifier:
             slot.tapped
             for parameter in wrong
             for slot in slots.get(parameter, ())
-            if not slot.tapped.adjacent and _repeated(slot.tapped, graph, rows.batch) and parameter in rows.check_rows()
+            if not slot.tapped.adjacent and _repeated(slot.tapped, graph, rows.batch) and parameter in rows.reached
         }
         for parameter, verdict in verdicts.items():
             key = keys[parameter]
