@@ -47,6 +47,7 @@ class Collection:
         self.failed: dict[Tensor, str] = {}
         self.precisions: set[torch.dtype] = set()
         self.holders: set[nn.Module] = set()
+        self.reached: set[Tensor] = set()
         self._apart: dict[Tensor, Tensor | None] = {p: None for p in self.judged if store.has(p)}
         self._columns: dict[tuple[torch.device, int, bool], Tensor] = {}
         store.offer(self.offered)
@@ -91,6 +92,7 @@ class Collection:
         if parameter not in self.wanted:
             return
         self.holders.add(slot.holder)
+        self.reached.add(parameter)
         rows, check = rows[: self.store.size], rows[self.store.size :]
         if parameter in self.judged:
             if isinstance(self.store, GatheredRows):
@@ -104,7 +106,7 @@ class Collection:
 
     def reason(self, parameter: Tensor) -> str:
         """What is wrong with the rows of a parameter."""
-        return self.failed.get(parameter, DIFFERS if parameter in self.check_rows() else UNREACHED)
+        return self.failed.get(parameter, DIFFERS if parameter in self.reached else UNREACHED)
 
     def check_rows(self) -> dict[Tensor, Tensor]:
         """The rows of the check weights as they are on this rank."""

@@ -142,7 +142,10 @@ class CompiledTap(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         *saved, table, batch, adjacent = ctx.saved_tensors
         grad, rows = grads[0], grads[0].shape[0]
-        row = torch.arange(rows, device=table.device)
+        # What does not depend on δ the compiler may compute in the forward, when the table holds the weights of another
+        # loss. Hence a zero that it does not know to be one.
+        zero = torch.isnan(grad[(slice(1),) * grad.dim()]).sum().clamp(max=0)
+        row = torch.arange(rows, device=table.device) + zero
         # The batch size is not known where this is traced.
         weights = table.index_select(1, torch.where(adjacent, row * batch // rows, row % batch))
         found = ctx.tapped.contract(ctx.names, saved, ctx.other, grad, weights)
