@@ -66,7 +66,7 @@ class Verifier:
         refused: dict[Tensor, str] = {}
         wrong = [parameter for parameter, verdict in verdicts.items() if verdict == Verdict.WRONG]
         blamed = {
-            slot.tapped: parameter in rows.check_rows() for parameter in wrong for slot in slots.get(parameter, ())
+            slot.tapped: parameter in rows.reached for parameter in wrong for slot in slots.get(parameter, ())
         }
         for parameter, verdict in verdicts.items():
             key = keys[parameter]
