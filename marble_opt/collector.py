@@ -186,7 +186,7 @@ class GradientCollector:
             engine.check(loss, parameters, self.process_group)
         scale = self._scaled(loss.terms.new_ones(()).detach())
         first, group = self.micro_step == 1, self.process_group
-        plan = engine.plan(loss, parameters, scale, first, group)
+        plan = engine.plan(loss, parameters, first, group)
         if plan.condemned:
             self.work.fallback.update(engine.tell(plan.condemned))
             applies = loss.applies()

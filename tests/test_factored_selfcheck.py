@@ -216,3 +216,21 @@ def test_what_was_right_is_compared_again(change: str) -> None:
         if any(error(found.blocks[p], expected[p]) > 1e-9 for p in found.blocks):
             wrong.append(step)
     assert wrong == ([6, 7] if change == "late" else [])
+
+
+def test_parameters_that_are_never_reached_cost_nothing() -> None:
+    """Neither comparisons nor a graph that is kept for them."""
+    model = nn.ModuleDict({"used": nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), "apart": nn.Linear(3, 3)})
+    engine = RowEngine(model, 3, verify_every=None)
+    for step in range(3):
+        loss = make_loss(model["used"](torch.randn(4, 3)), seed=step)
+        found = engine.gradients(loss, trained(model))
+        assert (found.checks, found.uncovered) == (int(step == 0), [])
+    with pytest.raises(RuntimeError, match="second time"):
+        loop(loss, trained(model))
+    # They are compared when they are reached.
+    loss = make_loss(model["apart"](model["used"](torch.randn(4, 3))))
+    expected = loop(loss, trained(model))
+    found = engine.gradients(loss, trained(model), True)
+    assert found.checks == 1
+    compare_blocks(found, expected)

@@ -82,8 +82,9 @@ def check_weights(loss: SeparableLoss, sizes: Tensor, silent: Sequence[bool]) ->
     """Weights [M, 1, B] of one more reward, for comparisons.
 
     They differ by sample, in sign too, so that a gradient that was booked on the wrong sample shows, and bring all
-    terms and samples to one size, so that none is lost in the rounding of the others. Samples without a weight in any
-    reward have none here, nor have terms that are skipped.
+    terms and samples to one size, so that none is lost in the rounding of the others. Terms that are skipped keep the
+    size that they have in the rewards: what they do past ``prediction`` shows. Samples without a weight in any reward
+    have none here.
 
     Args:
         sizes: |u_mi| [M, B], the norms of the cotangents.
@@ -93,11 +94,15 @@ def check_weights(loss: SeparableLoss, sizes: Tensor, silent: Sequence[bool]) ->
     place = torch.arange(terms * batch, device=sizes.device).view(terms, batch)
     generic = 0.5 + (place * _GOLDEN + 0.3) % 1.0
     generic = torch.where(torch.arange(batch, device=sizes.device) % 2 == 0, generic, -generic)
-    used = (loss.weights != 0).any(1).to(sizes.device) & torch.isfinite(sizes)
-    used &= ~torch.tensor(silent, device=sizes.device).unsqueeze(1)
-    largest = torch.where(used, sizes, 0.0).amax() if sizes.numel() else sizes.sum()
-    factor = largest / torch.maximum(sizes, largest / _AMPLIFIED)
-    return torch.where(used & (largest > 0), generic * factor, 0.0).to(loss.weights).unsqueeze(1)
+    if not sizes.numel():
+        return torch.zeros_like(loss.weights[:, :1])
+    importance = loss.weights.abs().amax(1).to(sizes.device)
+    relative = importance / importance.amax(0).clamp_min(torch.finfo(importance.dtype).tiny)
+    quiet = torch.tensor(silent, device=sizes.device).unsqueeze(1)
+    used = (importance > 0) & torch.isfinite(sizes)
+    largest = torch.where(used & ~quiet, sizes, 0.0).amax()
+    factor = torch.where(quiet, relative, largest / torch.maximum(sizes, largest / _AMPLIFIED))
+    return torch.where(used, generic * factor, 0.0).to(loss.weights).unsqueeze(1)
 
 
 def _dense(gradient: Tensor) -> Tensor:

@@ -28,11 +28,12 @@ class RowEngine:
     """All K gradients g_k = Σ_m Σ_i weights[m, k, i] · J_iᵀ u_mi of a :class:`SeparableLoss` from M backward passes.
 
     u_m = ∂ (Σ_i terms[m, i]) / ∂ prediction is propagated once. The output of each layer with trained parameters
-    passes through an identity; its backward contracts δ and the layer's input into the K rows, which are the gradient
-    of a tensor [K + 1, *shape] without memory of its own. To autograd they are ordinary gradients: checkpoints,
-    ``torch.compile`` and FSDP2's gathering need nothing special, but that compiled regions must keep their buffers for
-    another backward: ``torch._functorch.config.donated_buffer`` is switched off in this process. ``.grad`` and hooks on
-    it (DDP's among them) are not touched, and nothing is kept on modules.
+    passes through an identity; its backward contracts δ and the layer's input into the K rows, which go straight to
+    their bank, in a compiled region as the gradient of a tensor [K + 1, *shape] that takes no memory. To autograd that
+    is an ordinary backward: checkpoints, ``torch.compile`` and FSDP2's gathering need nothing special, but that
+    compiled regions must keep their buffers for another backward: ``torch._functorch.config.donated_buffer`` is
+    switched off in this process. ``.grad`` and hooks on it (DDP's among them) are not touched, and nothing is kept on
+    modules. Parameters that a module uses itself are followed through its operations (:mod:`.tracked`).
 
     The samples must be the leading dimension of layers, once or n times, block after block (``repeat``, ``cat``) or n
     rows of a sample side by side (``repeat_interleave``, frames folded into the batch).
@@ -90,7 +91,7 @@ class RowEngine:
                 the terms were not computed from, another number of rewards.
         """
         bank = GradientBank(self.rewards)
-        plan = self.plan(loss, parameters, scale)
+        plan = self.plan(loss, parameters)
         result = self.add_rows(loss, plan, bank, range(self.rewards), retain_graph, scale)
         uncovered = set(result.uncovered)
         for parameter in plan.wanted:
@@ -103,7 +104,6 @@ class RowEngine:
         self,
         loss: SeparableLoss,
         parameters: Iterable[Tensor],
-        scale: Tensor | float = 1.0,
         first: bool = True,
         group: dist.ProcessGroup | None = None,
     ) -> Plan:
@@ -147,7 +147,7 @@ class RowEngine:
         refused: dict[Tensor, str] = {}
         if plan.everything and flows:
             self._verifier.due = False
-        checking = bool(flows) and (plan.checking or self._awake(rows, plan, group))
+        checking = plan.unknown or (bool(flows) and (plan.everything or self._awake(rows, plan, group)))
         if checking:
             expected, verdicts = self._compare(loss, plan, rows, weights[:, -1], scale, group)
             refused = self._verifier.learn(verdicts, expected, plan.keys, plan.slots, plan.graph, rows)

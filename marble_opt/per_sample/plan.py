@@ -19,8 +19,8 @@ class Plan:
     """What the passes of one loss will do.
 
     ``condemned``: parameters that will get no rows, with the reason; ``judged``: those whose rows are not to be taken
-    as they come, all of them if ``everything``; ``checking``: whether a comparison is sure; ``leaves``: what a plain
-    backward may touch, where one is needed.
+    as they come, all of them if ``everything``; ``unknown``: whether some were never compared, with zero either;
+    ``leaves``: what a plain backward may touch, where one is needed.
     """
 
     wanted: list[Tensor]
@@ -30,7 +30,7 @@ class Plan:
     condemned: dict[Tensor, str]
     judged: set[Tensor]
     everything: bool
-    checking: bool
+    unknown: bool
     sharded: bool
     leaves: set[Tensor] = field(default_factory=set)
 
@@ -58,17 +58,21 @@ def make_plan(
         verifier.due = True
         condemned = dict.fromkeys(wanted, TOO_WIDE)
     judged = {parameter for parameter, key in keys.items() if key not in verifier.verified}
+    if not (graph.compiled or graph.hiding):
+        # What had no gradient before and is not in this graph has none: nothing has to be kept for a comparison.
+        called = {slot.parameter for tapped in graph.calls for slot in tapped.slots.values()}
+        judged = {parameter for parameter in judged if parameter in called or keys[parameter] not in verifier.dormant}
     if first:
         verifier.count(hooks.conduct())
     everything = verifier.due
-    checking = everything or any(keys[parameter] not in verifier.dormant for parameter in judged)
+    unknown = any(keys[parameter] not in verifier.dormant for parameter in judged - set(condemned))
     if sharded := any_sharded(wanted):
-        flags = [*(p in condemned for p in wanted), *(p in judged for p in wanted), everything, checking]
+        flags = [*(p in condemned for p in wanted), *(p in judged for p in wanted), everything, unknown]
         flags = agree(flags, local_part(wanted[0]).device, group)
         for parameter, elsewhere in zip(wanted, flags, strict=False):
             if elsewhere:
                 condemned.setdefault(parameter, "its rows are wrong on another rank")
         judged = {parameter for parameter, each in zip(wanted, flags[len(wanted) :], strict=False) if each}
-        everything, checking = flags[-2:]
+        everything, unknown = flags[-2:]
     judged = (set(wanted) if everything else judged) - set(condemned)
-    return Plan(wanted, slots, graph, keys, condemned, judged, everything, checking, sharded)
+    return Plan(wanted, slots, graph, keys, condemned, judged, everything, unknown, sharded)

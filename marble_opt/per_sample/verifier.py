@@ -65,9 +65,7 @@ class Verifier:
         """Remember the verdicts; returns the parameters whose rows must not be used now, with the reason."""
         refused: dict[Tensor, str] = {}
         wrong = [parameter for parameter, verdict in verdicts.items() if verdict == Verdict.WRONG]
-        blamed = {
-            slot.tapped: parameter in rows.reached for parameter in wrong for slot in slots.get(parameter, ())
-        }
+        blamed = {slot.tapped: parameter in rows.reached for parameter in wrong for slot in slots.get(parameter, ())}
         for parameter, verdict in verdicts.items():
             key = keys[parameter]
             if verdict == Verdict.RIGHT:
