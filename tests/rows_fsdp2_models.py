@@ -62,7 +62,7 @@ def plain_model(case: Case) -> Any:
     torch.manual_seed(0)
     if case.model != "lora":
         kinds = {"network": Network, "frames": Frames, "past": PastItsLayer}
-        return kinds[case.model](case.checkpointed, blocks=1 if case.backend == "inductor" else 2).to(case.dtype)
+        return kinds[case.model](case.checkpointed, blocks=2 if case.backend is None else 1).to(case.dtype)
     from peft import LoraConfig, inject_adapter_in_model
 
     model = sd3().requires_grad_(False)

@@ -9,7 +9,7 @@ from rows_fsdp2_worker import CASES, COMPILER, TERMS, Result, worker
 
 Ranks = list[dict[str, Result]]
 # One after the other: what the order of samples is, and that a parameter has no rows.
-FOUND_OUT = ("frames", "frames aot_eager", "past")
+FOUND_OUT = ("frames", "past")
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +85,8 @@ def test_gathered_rows_are_streamed(two_ranks: Ranks) -> None:
         assert (result["peak"], result["held"]) == (0, result["whole"])
 
 
-@pytest.mark.parametrize("name", ["frames", "frames aot_eager"])
-def test_frames_folded_into_the_batch_are_found_out(name: str, two_ranks: Ranks) -> None:
-    for result in of(two_ranks, name):
+def test_frames_folded_into_the_batch_are_found_out(two_ranks: Ranks) -> None:
+    for result in of(two_ranks, "frames"):
         (_, _, _, fallback), *later = result["said"]
         assert fallback
         assert later == [("factored", TERMS, int(step < 2), []) for step in range(3)]
