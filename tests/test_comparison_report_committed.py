@@ -43,7 +43,7 @@ def test_every_committed_run_is_counted(module: ModuleType, name: str, run: Call
 
 
 def test_every_committed_cell_is_shown() -> None:
-    time, ranks = parts.subsections(PAGE)
+    time, ranks, _ = parts.subsections(PAGE)
     assert len(re.findall(r"\[.+?\] \|", time)) == len(committed("step_cost_parts"))
     assert len(re.findall(r"\[.+?\] \|", ranks)) == len(committed("distributed"))
     cost = [row for row in committed("step_guard") if row["task"] == "cost"]

@@ -10,7 +10,7 @@ import pytest
 from report_cases import FACTS, cells, write
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from reporting import crd, defeats, editing, guard, host, parts, promises, slider, solvers
+from reporting import crd, defeats, editing, engine, guard, host, parts, promises, slider, solvers
 from reporting.page import Page
 
 OF_FIVE, SPACING = "front/trained/hypervolume_of_five", "front/trained/spacing"
@@ -89,7 +89,7 @@ def test_without_rows_a_section_says_what_makes_them(module: ModuleType, tmp_pat
 
 
 def test_without_rows_subsections_say_what_makes_them(tmp_path: Path) -> None:
-    commands = (parts.COMMAND, parts.RANKS_COMMAND)
+    commands = (parts.COMMAND, parts.RANKS_COMMAND, engine.COMMAND)
     for text, command in zip(parts.subsections(Page(tmp_path)), commands, strict=True):
         assert text.endswith(f"`{command}` makes them.")
     assert f"`{host.COMMAND}` makes them." in host.paragraph([])
@@ -174,9 +174,23 @@ def test_parts_and_ranks(tmp_path: Path) -> None:
             for form, value in zip((parts.REDUCED, parts.SCATTERED), times, strict=True)
         ],
     )
-    time, ranks = parts.subsections(Page(tmp_path))
+    time, ranks, _ = parts.subsections(Page(tmp_path))
     assert "1.20 times an ordinary backward, balance and step 3.0 times the base optimizer's step, 25 %" in time
     assert "one reduction is faster in 2 of 3 sizes; scattering takes 0.5 to 3.0 times as long." in ranks
+
+
+def test_rows_of_the_row_engine(tmp_path: Path) -> None:
+    sharded = {"settings": {"part": "fsdp2", "checkpointing": False}, "unit": "1"} | QUANTILES | FACTS
+    eager = {"settings": {"part": "eager", "case": "lora", "against": "abc"}, "rewards": 5} | QUANTILES | FACTS
+    rows = [
+        sharded | {"what": "factored 5 / loop 5", "value": 0.5},
+        eager | {"what": "this / other", "unit": "1", "value": 0.9},
+        eager | {"what": "this version, B", "unit": "B", "value": 2e6},
+        eager | {"what": "other version, B", "unit": "B", "value": 3e6},
+    ]
+    text = engine.subsection(rows)
+    assert cells(text, "factored 5 / loop 5")[1].startswith("0.50 [")
+    assert cells(text, "LoRA")[1:] == ["5", cells(text, "LoRA")[2], "2.0", "3.0"]
 
 
 @pytest.mark.parametrize(

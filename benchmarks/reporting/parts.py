@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from . import engine
 from .gathered import Number, spread
 from .markdown import conditions, table
 from .page import Page, absent
@@ -13,8 +14,9 @@ REDUCED, SCATTERED = "all_reduce", "reduce_scatter"
 
 
 def subsections(page: Page) -> list[str]:
-    """The two short tables of the section on cost."""
-    return [_parts(page.measured("step_cost_parts")), _ranks(page.measured("distributed"))]
+    """The short tables of the section on cost."""
+    measured = page.measured("step_cost_parts"), page.measured("distributed"), page.measured("row_engine")
+    return [_parts(measured[0]), _ranks(measured[1]), engine.subsection(measured[2])]
 
 
 def _parts(rows: Sequence[Number]) -> str:

@@ -51,7 +51,7 @@ def passes_of_marble(options: dict, anchor: str, kl: bool, steps: int, micro_ste
     model = nn.Linear(4, 4)
     names = ["a", "b", "c"]
     optimizer = marble_opt.Marble(torch.optim.SGD(model.parameters(), lr=1e-3), names, **options)
-    optimizer.watch(model, verify=False)
+    optimizer.watch(model, verify_every=None)
     passes = references = 0
     for _ in range(steps):
         for _ in range(micro_steps):

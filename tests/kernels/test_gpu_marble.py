@@ -26,7 +26,7 @@ class Job:
     def step(self) -> None:
         """A step from what backward passes would have left behind."""
         collector = self.opt._collector
-        collector.bank.blocks = dict(zip(self.params, self.blocks, strict=True))
+        collector.bank.memory.blocks = dict(zip(self.params, self.blocks, strict=True))
         collector.bank.offered = [True] * len(NAMES)
         collector.collected = True
         for parameter, gradient in zip(self.params, self.shared, strict=True):

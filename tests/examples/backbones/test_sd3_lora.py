@@ -65,7 +65,7 @@ def test_factored_gradients_equal_one_backward_per_reward(
     assert backbone.transformer.is_gradient_checkpointing == checkpointing
     parameters = trained(backbone.transformer)
     assert all(parameter.dtype == torch.float32 for parameter in parameters)
-    engine = RowEngine(backbone.transformer, 3)
+    engine = RowEngine(backbone.transformer, 5)
     loss = prediction_loss(backbone)
     expected = {p: block for p, block in loop(loss, parameters).items() if block.any()}
     # What the last block computes for the text queries is not used.
