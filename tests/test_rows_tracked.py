@@ -112,6 +112,50 @@ def test_what_leads_to_a_use_may_not_depend_on_samples() -> None:
         matches_loop(model, lambda step: model(torch.randn(4, 3).double()), uncovered=[model.weight])
 
 
+def test_weights_that_a_parametrization_computes() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 2))
+    matches_loop(model.double(), lambda step: model(torch.randn(4, 3).double()))
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_parameters_that_a_module_returns(around: bool) -> None:
+    class Prompt(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.inner = nn.Parameter(torch.randn(2, 6)), nn.Identity()
+
+        def forward(self) -> Tensor:
+            return 2 * self.tokens
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.prompt, self.layer = Prompt(), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.layer(torch.cat([self.prompt().expand(len(x), 2, 6), x], dim=1)).tanh()
+            return y
+
+    model = Model().double()
+    call = (lambda x: again(model, x)) if around else model
+    matches_loop(model, lambda step: call(torch.randn(4, 4, 6).double()))
+    assert type(model.prompt()) is Tensor
+
+
+def test_a_model_returns_no_tracked_tensors() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.prediction, self.inner = nn.Parameter(torch.randn(4, 3)), nn.Identity()
+
+        def forward(self) -> dict[str, Tensor]:
+            return {"prediction": 2 * self.prediction}
+
+    model = Model()
+    with RowEngine(model, 3):
+        assert type(model()["prediction"]) is Tensor
+
+
 def test_an_exception_in_a_forward_leaves_the_parameters_in_place() -> None:
     model = Uses("low rank")
     before = dict(model.named_parameters())

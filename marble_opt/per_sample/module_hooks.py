@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from .fsdp2 import sharded_parameters
 from .layers import find_handler
 from .tapped_layer import Slot, TappedLayer
 from .taps import Shared
-from .tracked import restore, swap
+from .tracked import Tracked, plain, restore, swap
 
 
 class ModuleHooks:
@@ -31,6 +32,7 @@ class ModuleHooks:
         self._seen: list[tuple[nn.Module, int]] = []
         for root in self.roots:
             self._handles.append(root.register_forward_pre_hook(_RootHook(self)))
+            self._handles.append(root.register_forward_hook(_ResultHook(self)))
         self.attach()
 
     def attach(self) -> None:
@@ -164,6 +166,13 @@ class _RootHook(_Hook):
     def __call__(self, module: nn.Module, args: Any) -> None:
         if not torch.compiler.is_compiling() and self.watched is not None and _recording():
             self.watched.attach()
+
+
+class _ResultHook(_Hook):
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if torch.compiler.is_compiling() or not any(isinstance(each, Tracked) for each in pytree.tree_leaves(output)):
+            return None
+        return plain(output)
 
 
 class _OutputHook(_Hook):

@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,6 @@ from torch import Tensor, nn
 from .layers import Handler
 from .layers.base import without_autocast
 from .taps import CompiledTap, Gate, Shared, Tap
-
-if TYPE_CHECKING:
-    from .tracked import Swapped
 
 # Larger modules are not run again for the rows of their own parameters: K backwards cost less.
 _REPLAYED_MODULES = 16
@@ -75,7 +72,7 @@ class TappedLayer:
         self.tracking = not handler.exact and bool(module._modules)
         self._ways = 1 if handler.exact else 2
         self.called = False
-        self.swapped: list[Swapped] = []
+        self.swapped: list[list[tuple[Slot, nn.Parameter]]] = []
         self._flags: dict[torch.device, Tensor] = {}
 
     def read_otherwise(self, repeated: bool) -> bool:

@@ -1,7 +1,7 @@
 """Parameters that a module uses itself, followed from operation to operation until they meet samples."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,16 +18,18 @@ class Tracked(Tensor):
     """A parameter, or what was computed from parameters alone: a low-rank product, a slice, a transposed matrix.
 
     An operation on tracked tensors and constants makes another one and is noted in its ``recipe``. One that has other
-    operands too is where samples come in: if there is a rule for it, it is tapped.
+    operands too is where samples come in: if there is a rule for it, it is tapped. ``hooks`` are those on saved tensors
+    when the call began: a checkpoint within it will run its part again, and then without tracked tensors.
     """
 
     layer: "TappedLayer"
     recipe: Recipe
+    hooks: object
 
     @classmethod
     def of(cls, layer: "TappedLayer", name: str, parameter: Tensor) -> "Tracked":
         """A parameter, to be used in its place."""
-        return _track(parameter, layer, Leaf(layer.slots[name]))
+        return _track(parameter, layer, Leaf(layer.slots[name]), saving_hooks())
 
     @classmethod
     def __torch_function__(
@@ -41,37 +43,36 @@ class Tracked(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             tensors = [each for each in pytree.tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
             tracked = [each for each in tensors if isinstance(each, Tracked)]
-            if not tracked or any(each.layer is not tracked[0].layer for each in tracked):
+            if not tracked:
                 return func(*args, **kwargs)
-            layer = tracked[0].layer
-            if all(isinstance(each, Tracked) or _constant(each, layer) for each in tensors):
-                return _note(func, args, kwargs, layer)
+            first = tracked[0]
+            if all(isinstance(each, Tracked) or _constant(each, first.layer) for each in tensors):
+                return _note(func, args, kwargs, first)
             from .uses import rule_of
 
-            # A checkpoint inside the call will run its part again without this one's tracked tensors.
-            inside = not layer.swapped or saving_hooks() != layer.swapped[-1].hooks
-            rule = None if inside or not torch.is_grad_enabled() else rule_of(func)
-            return func(*args, **kwargs) if rule is None else rule(layer, func, args, dict(kwargs))
+            seen = torch.is_grad_enabled() and all(each.hooks == saving_hooks() for each in tracked)
+            rule = rule_of(func) if seen else None
+            return func(*args, **kwargs) if rule is None else rule(first.layer, func, args, dict(kwargs))
 
 
-def _note(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], layer: "TappedLayer") -> Any:
+def _note(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], like: Tracked) -> Any:
     result = func(*args, **kwargs)
     if func in _DETACHING or not any(isinstance(each, Tensor) for each in pytree.tree_leaves(result)):
         return result
     plain = pytree.tree_map_only(Tracked, lambda each: each.recipe, (args, dict(kwargs)))
     step = Step(func, *plain)
     if isinstance(result, Tensor):
-        return _track(result, layer, step)
+        return _track(result, like.layer, step, like.hooks)
     if isinstance(result, (tuple, list)) and all(isinstance(each, Tensor) for each in result):
-        return tuple(_track(each, layer, step.part(index)) for index, each in enumerate(result))
+        return tuple(_track(each, like.layer, step.part(index), like.hooks) for index, each in enumerate(result))
     return result
 
 
-def _track(tensor: Tensor, layer: "TappedLayer", recipe: Recipe) -> Tracked:
+def _track(tensor: Tensor, layer: "TappedLayer", recipe: Recipe, hooks: object) -> Tracked:
     if not tensor.is_floating_point():
         return tensor  # type: ignore[return-value]
     tracked = tensor.as_subclass(Tracked)
-    tracked.layer, tracked.recipe = layer, recipe
+    tracked.layer, tracked.recipe, tracked.hooks = layer, recipe, hooks
     return tracked
 
 
@@ -83,13 +84,6 @@ def _constant(tensor: Tensor, layer: "TappedLayer") -> bool:
     if tensor.dim() == 0 or (isinstance(tensor, Parameter) and not tensor.requires_grad):
         return not tensor.requires_grad
     return any(tensor is buffer for buffer in layer.buffers)
-
-
-class Swapped(NamedTuple):
-    """What was replaced in a call, and the hooks on saved tensors when it began."""
-
-    places: list[tuple["Slot", Parameter]]
-    hooks: object
 
 
 def saving_hooks() -> object:
@@ -108,14 +102,19 @@ def swap(layer: "TappedLayer") -> None:
         assert parameter is not None
         places.append((slot, parameter))
         slot.holder._parameters[slot.key] = Tracked.of(layer, name, parameter)  # type: ignore[assignment]
-    layer.swapped.append(Swapped(places, saving_hooks()))
+    layer.swapped.append(places)
+
+
+def plain(result: Any) -> Any:
+    """What a model returns, without tracked tensors."""
+    return pytree.tree_map_only(Tracked, lambda each: each.as_subclass(Tensor), result)
 
 
 def restore(layer: "TappedLayer") -> bool:
     """Undo the last :func:`swap`; returns whether there was one."""
     if not layer.swapped:
         return False
-    for slot, parameter in layer.swapped.pop().places:
+    for slot, parameter in layer.swapped.pop():
         if isinstance(slot.holder._parameters.get(slot.key), Tracked):
             slot.holder._parameters[slot.key] = parameter
     return True
