@@ -68,7 +68,7 @@ class GradientCollector:
         self.contributed = False
         self.reduced: list[str] = []
         self.collected = False
-        self.closed = False
+        self.closed = self.broken_off = False
         self.scaler: torch.amp.GradScaler | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -196,9 +196,10 @@ class GradientCollector:
             self._loop(scalars, parameters, retain_graph, sharded)
             return None
         offered = [index for index, used in enumerate(loss.applies()) if used]
-        result = engine.add_rows(
-            loss, plan, self.gathered if sharded else self.bank, offered, retain_graph, scale, group
-        )
+        store = self.gathered if sharded else self.bank
+        self.broken_off = True
+        result = engine.add_rows(loss, plan, store, offered, retain_graph, scale, group)
+        self.broken_off = False
         self.work.route, self.work.layers = "factored", result.layers
         self.work.passes += result.passes
         self.work.checks += result.checks
@@ -255,6 +256,14 @@ class GradientCollector:
             factor = coefficients[index]
             add_to_grad(parameters, [None if g is None else g * factor.to(g.device, g.dtype) for g in gradients])
 
+    def refuse_rest(self) -> None:
+        """Raise ``RuntimeError`` if a backward of this step was broken off: it has left rows of some layers."""
+        if self.broken_off:
+            raise RuntimeError(
+                "a backward of this step failed in the middle, and its rows are incomplete: call zero_grad(), and take "
+                "the step anew"
+            )
+
     def show_scaler(self) -> None:
         """A zero gradient where there is none at all: a ``GradScaler`` refuses an optimizer without gradients."""
         parameters = self._parameters()
@@ -278,6 +287,7 @@ class GradientCollector:
 
     def _begin(self, parameters: Sequence[Tensor]) -> bool:
         """Start a backward; returns whether parameters are sharded."""
+        self.refuse_rest()
         if self.closed:
             raise RuntimeError(
                 "backward() or collect() after balance() and before step(): coefficients are solved once, on the "

@@ -103,6 +103,7 @@ class BalanceCycle:
         """Reduce, solve, and make the report; :meth:`write` or a fused step acts on it. Nothing is read from the device
         unless ranks have to agree.
         """
+        self.collector.refuse_rest()
         parameters = self.known(parameters)
         if self.joint:
             self._reduce(parameters, rows=self._probed is None)

@@ -1,7 +1,6 @@
 """Where the rows of one backward go."""
 
-from collections.abc import Collection as Many
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,8 @@ UNREACHED = (
 DIFFERS = "its rows differ from its ordinary gradient"
 
 
-class Collection:
-    """Takes what the gates hand over during the passes of one :class:`SeparableLoss`.
+class RowCollection:
+    """Takes the rows that taps and gates hand over during the passes of one :class:`SeparableLoss`.
 
     Rows are added to ``store`` at once. Those that are to be judged can be taken back as long as the step had nothing
     of their parameter before; if it had, they are kept apart.
@@ -37,8 +36,8 @@ class Collection:
         store: GradientBank | GatheredRows,
         batch: int,
         offered: Sequence[int],
-        wanted: Many[Tensor],
-        judged: Many[Tensor],
+        wanted: Collection[Tensor],
+        judged: Collection[Tensor],
     ) -> None:
         self.store, self.batch, self.offered = store, batch, list(offered)
         self.wanted, self.judged = set(wanted), set(judged)
@@ -47,7 +46,9 @@ class Collection:
         self.failed: dict[Tensor, str] = {}
         self.precisions: set[torch.dtype] = set()
         self.holders: set[nn.Module] = set()
+        # Parameters that rows came of, and those that a plain backward left a gradient on.
         self.reached: set[Tensor] = set()
+        self.touched: set[Tensor] = set()
         self._apart: dict[Tensor, Tensor | None] = {p: None for p in self.judged if store.has(p)}
         self._columns: dict[tuple[torch.device, int, bool], Tensor] = {}
         store.offer(self.offered)
@@ -103,6 +104,11 @@ class Collection:
             _add(self._apart, parameter, rows)
         else:
             self.store.add_rows(parameter, rows, self.offered)
+
+    def suspects(self, present: Collection[Tensor]) -> set[Tensor]:
+        """Parameters in the graph whose rows did not all come."""
+        there = (set(present) | self.touched) & self.wanted
+        return (there - self.reached) | (set(self.failed) & self.wanted)
 
     def reason(self, parameter: Tensor) -> str:
         """What is wrong with the rows of a parameter."""

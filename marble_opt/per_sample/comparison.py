@@ -27,14 +27,16 @@ class Verdict(IntEnum):
     """What one comparison shows of the rows of a parameter.
 
     ``ZERO``: the ordinary gradient is exactly zero, or there is none; ``NOISE``: no more than the rounding of a
-    gradient of the usual size; ``NOT_FINITE``: nothing to compare. These three prove nothing for later steps.
+    gradient of the usual size; ``BLURRED``: the same in half precision, whose rounding hides much; ``NOT_FINITE``:
+    nothing to compare. These prove nothing for later steps.
     """
 
     ZERO = 0
     NOISE = 1
     RIGHT = 2
-    NOT_FINITE = 3
-    WRONG = 4
+    BLURRED = 3
+    NOT_FINITE = 4
+    WRONG = 5
 
 
 def compare(
@@ -64,14 +66,13 @@ def compare(
     present = torch.cat([each[torch.isfinite(each) & (each > 0)] for each in (size, found)])
     usual = present.square().mean().sqrt() if len(present) else torch.zeros(()).double()
     noise = _NOISE * torch.finfo(precision).eps * usual
+    hidden = Verdict.NOISE if torch.finfo(precision).bits > 16 else Verdict.BLURRED
     alike = (difference <= _ALIKE * size) & (difference <= _ROUNDED / _NOISE * noise)
     verdicts = torch.where(
         alike | (difference <= TOLERANCE[precision] * size),
         Verdict.RIGHT,
-        torch.where(difference <= noise, Verdict.NOISE, Verdict.WRONG),
+        torch.where(difference <= noise, hidden, Verdict.WRONG),
     )
-    # Among nothing but noise, agreement proves nothing.
-    verdicts = torch.where((size <= noise) & (verdicts == Verdict.RIGHT), Verdict.NOISE, verdicts)
     verdicts = torch.where((size == 0) & (found == 0), Verdict.ZERO, verdicts)
     verdicts = torch.where(torch.isfinite(size) & torch.isfinite(difference), verdicts, Verdict.NOT_FINITE)
     pairs = zip(expected, verdicts.tolist(), strict=True)

@@ -1,5 +1,6 @@
 """K per-reward gradients from one backward pass per term."""
 
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from types import TracebackType
@@ -13,7 +14,7 @@ from ..bank import GradientBank
 from ..ranks import agree, any_sharded, everywhere, local_part
 from ..separable import SeparableLoss
 from .backward_passes import aside, cotangents, ordinary
-from .collection import Collection as Rows
+from .collection import RowCollection
 from .comparison import TOLERANCE, Verdict, check_weights, compare
 from .fsdp2 import GatheredRows, gradient_sync, sharded_parameters
 from .graph_walk import walk
@@ -73,6 +74,8 @@ class RowEngine:
         self._shared = Shared(rewards)
         self._hooks = ModuleHooks(roots, self._shared)
         self._verifier = Verifier(verify_every)
+        # The hooks on the model do not outlive their engine.
+        weakref.finalize(self, self._hooks.close)
         self._told: set[str] = set()
 
     def gradients(
@@ -118,6 +121,7 @@ class RowEngine:
         if loss.num_rewards != self.rewards:
             raise ValueError(f"the loss has {loss.num_rewards} rewards, the engine was made for {self.rewards}")
         wanted = trainable(parameters)
+        self._hooks.restore()
         self._hooks.attach()
         plan = make_plan(loss, wanted, self._hooks, self._verifier, first, group)
         plan.leaves = self._leaves(wanted, plan.sharded or plan.graph.hiding)
@@ -140,17 +144,25 @@ class RowEngine:
         """
         flows, weights = self._flows(loss, plan, scale, group)
         collected = [parameter for parameter in plan.wanted if parameter not in plan.condemned]
-        rows = Rows(store, len(loss.prediction), offered, collected, plan.judged)
-        # Whether zero rows have stayed zero is known after the passes only, and a comparison needs the graph.
-        keep = bool(retain_graph or plan.judged or plan.condemned)
+        rows = RowCollection(store, len(loss.prediction), offered, collected, plan.judged)
+        # Whether zero rows have stayed zero and all have come shows after the passes only; comparing needs the graph.
+        keep = bool(retain_graph or plan.judged or plan.condemned or plan.graph.unsure or plan.graph.hiding)
         passes = self._run(loss, plan, rows, flows, weights, keep)
+        awake, suspects = self._look(rows, plan, group) if flows else (False, set())
+        if suspects and not keep:
+            names = sorted(label(self._hooks.names(), parameter) for parameter in suspects)
+            raise RuntimeError(
+                f"no rows came of {names}, which gave some before, and the graph has been freed: call zero_grad() and "
+                "take the step again with retain_graph=True, or use route='loop'"
+            )
+        plan.judged |= suspects
         refused: dict[Tensor, str] = {}
         if plan.everything and flows:
             self._verifier.due = False
-        checking = plan.unknown or (bool(flows) and (plan.everything or self._awake(rows, plan, group)))
+        checking = plan.unknown or awake or (bool(flows) and plan.everything)
         if checking:
-            expected, verdicts = self._compare(loss, plan, rows, weights[:, -1], scale, group)
-            refused = self._verifier.learn(verdicts, expected, plan.keys, plan.slots, plan.graph, rows)
+            verdicts = self._compare(loss, plan, rows, weights[:, -1], scale, group)
+            refused = self._verifier.learn(verdicts, plan.keys, plan.slots, plan.graph, rows)
         for parameter in plan.wanted:
             # In the order of all ranks.
             if parameter in refused:
@@ -182,10 +194,10 @@ class RowEngine:
         plan.judged = set(plan.wanted)
         bank = GradientBank(self.rewards)
         store = GatheredRows(bank) if plan.sharded else bank
-        rows = Rows(store, len(loss.prediction), [], plan.wanted, plan.judged)
+        rows = RowCollection(store, len(loss.prediction), [], plan.wanted, plan.judged)
         flows, weights = self._flows(loss, plan, 1.0, group)
         self._run(loss, plan, rows, flows, weights, keep=True)
-        _, verdicts = self._compare(loss, plan, rows, weights[:, -1], 1.0, group)
+        verdicts = self._compare(loss, plan, rows, weights[:, -1], 1.0, group)
         names = self._hooks.names()
         wrong = [p for p, verdict in verdicts.items() if verdict == Verdict.WRONG]
         if wrong:
@@ -244,7 +256,13 @@ class RowEngine:
         return speaking, torch.cat([loss.weights, check_weights(loss, sizes, silent)], 1)
 
     def _run(
-        self, loss: SeparableLoss, plan: Plan, rows: Rows, flows: Mapping[int, Tensor], weights: Tensor, keep: bool
+        self,
+        loss: SeparableLoss,
+        plan: Plan,
+        rows: RowCollection,
+        flows: Mapping[int, Tensor],
+        weights: Tensor,
+        keep: bool,
     ) -> int:
         """One pass per cotangent; returns their number."""
         markers = list(self._shared.markers.values())
@@ -260,6 +278,7 @@ class RowEngine:
                 with aside(plan.leaves) if plan.graph.hiding else nullcontext():
                     if plan.graph.hiding:
                         loss.prediction.backward(flow, retain)
+                        rows.touched |= {leaf for leaf in plan.leaves if leaf.grad is not None}
                     else:
                         torch.autograd.grad(loss.prediction, markers, flow, retain, allow_unused=True)
         finally:
@@ -271,25 +290,31 @@ class RowEngine:
     def _device(self, plan: Plan) -> torch.device:
         return local_part(plan.wanted[0]).device
 
-    def _awake(self, rows: Rows, plan: Plan, group: dist.ProcessGroup | None) -> bool:
-        """Whether rows that have been zero so far are zero no more; the device is waited for if there are such."""
-        if not plan.judged:
-            return False
+    def _look(self, rows: RowCollection, plan: Plan, group: dist.ProcessGroup | None) -> tuple[bool, set[Tensor]]:
+        """Whether rows that have been zero so far are zero no more, or some are missing; and of which parameters.
+
+        The device is waited for if there are rows to look at.
+        """
         found = [row.any() for row in rows.check_rows().values()]
         devices = {each.device for each in found}
         awake = any(bool(torch.stack([each for each in found if each.device == one]).any()) for one in devices)
-        return agree([awake], self._device(plan), group)[0] if plan.sharded else awake
+        suspects = rows.suspects(plan.present) - set(plan.condemned)
+        if plan.sharded:
+            flags = agree([awake, *(p in suspects for p in plan.wanted)], self._device(plan), group)
+            awake = flags[0]
+            suspects = {parameter for parameter, each in zip(plan.wanted, flags[1:], strict=True) if each}
+        return awake or bool(suspects), suspects
 
     def _compare(
         self,
         loss: SeparableLoss,
         plan: Plan,
-        rows: Rows,
+        rows: RowCollection,
         weights: Tensor,
         scale: Tensor | float,
         group: dist.ProcessGroup | None,
-    ) -> tuple[dict[Tensor, Tensor | None], dict[Tensor, Verdict]]:
-        """The ordinary gradients of what the check weights [M, B] weigh, and the verdicts."""
+    ) -> dict[Tensor, Verdict]:
+        """Rows of the check weights [M, B] beside ordinary gradients of what they weigh."""
         terms = torch.where(weights != 0, loss.terms, 0)
         value = (weights * terms).sum() * scale
         gradients = self._ordinary(value, plan.wanted, True, plan.leaves)
@@ -302,9 +327,9 @@ class RowEngine:
         def total(squares: Tensor) -> Tensor:
             return everywhere(squares.to(device), dist.ReduceOp.SUM, group).cpu() if plan.sharded else squares
 
-        return expected, compare(found, expected, plan.judged, coarsest, total)
+        return compare(found, expected, plan.judged, coarsest, total)
 
-    def _coarsest(self, loss: SeparableLoss, plan: Plan, rows: Rows) -> torch.dtype:
+    def _coarsest(self, loss: SeparableLoss, plan: Plan, rows: RowCollection) -> torch.dtype:
         """The coarsest precision that gradients pass through."""
         kinds = {loss.prediction.dtype, *rows.precisions, *(parameter.dtype for parameter in self._hooks.names())}
         kinds |= plan.graph.precisions

@@ -29,6 +29,18 @@ def sharded_parameters(roots: Collection[nn.Module]) -> dict[tuple[nn.Module, st
     return found
 
 
+def sharded_leaves(leaves: Collection[Tensor], roots: Collection[nn.Module]) -> set[Tensor]:
+    """The parameters that leaves of a graph stand for: of gathered ones the sharded ones."""
+    groups = _parameter_groups(roots)
+    gathered = {
+        each._unsharded_param: each.sharded_param
+        for group in groups
+        for each in group.fsdp_params
+        if hasattr(each, "_unsharded_param")
+    }
+    return {gathered.get(leaf, leaf) for leaf in leaves}
+
+
 @contextmanager
 def gradient_sync(roots: Collection[nn.Module]) -> Iterator[None]:
     """Let the plain backwards inside reduce: ``no_sync()`` of accelerate switches that off during accumulation, but

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from .fsdp2 import sharded_parameters
 from .layers import find_handler
-from .tapped_layer import Slot, TappedLayer
+from .tapped_layer import Slot, TappedLayer, transformed
 from .taps import Shared
 from .tracked import Tracked, plain, restore, swap
 
@@ -28,26 +28,42 @@ class ModuleHooks:
     def __init__(self, roots: Collection[nn.Module], shared: Shared) -> None:
         self.roots, self.shared = list(roots), shared
         self.layers: dict[nn.Module, TappedLayer] = {}
-        self._handles: list[Any] = []
-        self._seen: list[tuple[nn.Module, int]] = []
+        self._root_handles: list[Any] = []
+        self._handles: dict[nn.Module, list[Any]] = {}
+        self._seen: list[tuple[Any, ...]] = []
         for root in self.roots:
-            self._handles.append(root.register_forward_pre_hook(_RootHook(self)))
-            self._handles.append(root.register_forward_hook(_ResultHook(self)))
+            self._root_handles.append(root.register_forward_pre_hook(_RootHook(self)))
+            self._root_handles.append(root.register_forward_hook(_ResultHook(self)))
         self.attach()
 
     def attach(self) -> None:
-        """Hook what is not hooked yet, and make what compiled calls need."""
-        # Before each forward: where nothing was added or unfrozen, nothing is looked up by name.
+        """Hook what is not hooked yet, let go of what is gone, and make what compiled calls need."""
+        # Before each forward: where nothing was added, replaced or unfrozen, nothing is looked up by name.
         seen = list(_census(self.roots))
         if seen != self._seen:
             self._seen = seen
+            there = set()
             for path, module in self._modules():
-                if module in self.layers:
-                    self._add_slots(self.layers[module])
+                there.add(module)
+                known = self.layers.get(module)
+                if known is not None and known.handler is not find_handler(module):
+                    # Its forward was replaced, or its class.
+                    self._drop(module)
+                    known = None
+                if known is not None:
+                    self._add_slots(known)
                 elif trained(module) or find_handler(module).refuses(module, ["weight"]):
                     self._watch(path, module)
+            for module in [module for module in self.layers if module not in there]:
+                self._drop(module)
         for tapped in self.layers.values():
             tapped.prepare()
+
+    def restore(self) -> None:
+        """Put parameters back where a call was broken off, by an interrupt for example."""
+        for tapped in self.layers.values():
+            while restore(tapped):
+                pass
 
     def slots(self, parameters: Collection[Tensor]) -> dict[Tensor, list[Slot]]:
         """The slots of each of the optimizer's parameters, several where it is tied.
@@ -91,17 +107,23 @@ class ModuleHooks:
 
     def close(self) -> None:
         """Remove all hooks."""
-        for handle in self._handles:
+        self.restore()
+        for handle in self._root_handles:
             handle.remove()
-        for tapped in self.layers.values():
-            for slot in tapped.slots.values():
-                slot.gate = None
-        self._handles, self.layers, self._seen = [], {}, []
+        for module in list(self.layers):
+            self._drop(module)
+        self._root_handles, self._seen = [], []
+
+    def _drop(self, module: nn.Module) -> None:
+        for handle in self._handles.pop(module, []):
+            handle.remove()
+        for slot in self.layers.pop(module).slots.values():
+            slot.gate = None
 
     def _watch(self, path: str, module: nn.Module) -> None:
         tapped = self.layers[module] = TappedLayer(self.shared, path, module, find_handler(module))
         self._add_slots(tapped)
-        self._handles += [
+        self._handles[module] = [
             module.register_forward_pre_hook(_InputHook(tapped), with_kwargs=True),
             # First in line: hooks of others may change the output.
             module.register_forward_hook(_OutputHook(tapped), prepend=True, with_kwargs=True, always_call=True),
@@ -136,18 +158,31 @@ def trained(module: nn.Module) -> bool:
     return any(parameter is not None and parameter.requires_grad for parameter in parameters)
 
 
-def _census(roots: Collection[nn.Module]) -> Iterator[tuple[nn.Module, int]]:
+def _hooks_of(module: nn.Module) -> tuple[Any, ...]:
+    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+
+
+def _census(roots: Collection[nn.Module]) -> Iterator[tuple[Any, ...]]:
+    """What decides which modules are watched and by which rule."""
     stack: list[nn.Module | None] = list(roots)
     while stack:
         module = stack.pop()
         if module is not None:
             if module._parameters:
-                yield module, sum(p is not None and p.requires_grad for p in module._parameters.values())
+                flags = tuple(p is not None and p.requires_grad for p in module._parameters.values())
+                yield module, type(module), id(vars(module).get("forward")), flags
             stack.extend(module._modules.values())
 
 
 def _recording() -> bool:
-    return torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+    return torch.is_grad_enabled() and not transformed()
+
+
+def _compiled_inside(module: nn.Module) -> bool:
+    """Whether a compiler would meet what is put in place of parameters."""
+    return any(
+        each._compiled_call_impl is not None or type(each).__name__ == "OptimizedModule" for each in module.modules()
+    )
 
 
 class _Hook:
@@ -194,7 +229,7 @@ class _InputHook(_Hook):
         if torch.compiler.is_compiling() or self.watched is None or not _recording():
             return None
         self.watched.called = True
-        if self.watched.tracking:
+        if self.watched.tracking and not _compiled_inside(module):
             swap(self.watched)
             return None
         if len(args) + len(kwargs) != 1:

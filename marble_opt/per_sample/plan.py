@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..ranks import agree, any_sharded, local_part
 from ..separable import SeparableLoss
+from .fsdp2 import sharded_leaves
 from .graph_walk import Graph, walk
 from .module_hooks import ModuleHooks
 from .tapped_layer import Slot
@@ -20,7 +21,8 @@ class Plan:
 
     ``condemned``: parameters that will get no rows, with the reason; ``judged``: those whose rows are not to be taken
     as they come, all of them if ``everything``; ``unknown``: whether some were never compared, with zero either;
-    ``leaves``: what a plain backward may touch, where one is needed.
+    ``present``: those that the graph reaches, as far as it shows; ``leaves``: what a plain backward may touch, where
+    one is needed.
     """
 
     wanted: list[Tensor]
@@ -31,6 +33,7 @@ class Plan:
     judged: set[Tensor]
     everything: bool
     unknown: bool
+    present: set[Tensor]
     sharded: bool
     leaves: set[Tensor] = field(default_factory=set)
 
@@ -57,11 +60,13 @@ def make_plan(
         hooks.attach()
         verifier.due = True
         condemned = dict.fromkeys(wanted, TOO_WIDE)
-    judged = {parameter for parameter, key in keys.items() if key not in verifier.verified}
-    if not (graph.compiled or graph.hiding):
-        # What had no gradient before and is not in this graph has none: nothing has to be kept for a comparison.
-        called = {slot.parameter for tapped in graph.calls for slot in tapped.slots.values()}
-        judged = {parameter for parameter in judged if parameter in called or keys[parameter] not in verifier.dormant}
+    present = sharded_leaves(graph.leaves, hooks.roots) if any_sharded(wanted) else graph.leaves
+    # What had no gradient before and is not in this graph has none again.
+    judged = {
+        parameter
+        for parameter, key in keys.items()
+        if key not in verifier.verified and (graph.hiding or parameter in present or key not in verifier.dormant)
+    }
     if first:
         verifier.count(hooks.conduct())
     everything = verifier.due
@@ -75,4 +80,4 @@ def make_plan(
         judged = {parameter for parameter, each in zip(wanted, flags[len(wanted) :], strict=False) if each}
         everything, unknown = flags[-2:]
     judged = (set(wanted) if everything else judged) - set(condemned)
-    return Plan(wanted, slots, graph, keys, condemned, judged, everything, unknown, sharded)
+    return Plan(wanted, slots, graph, keys, condemned, judged, everything, unknown, present, sharded)

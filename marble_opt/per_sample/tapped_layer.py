@@ -2,11 +2,12 @@
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .layers import Handler
 from .layers.base import without_autocast
@@ -14,6 +15,12 @@ from .taps import CompiledTap, Gate, Shared, Tap
 
 # Larger modules are not run again for the rows of their own parameters: K backwards cost less.
 _REPLAYED_MODULES = 16
+_NUMBERS = count()
+
+
+def transformed() -> bool:
+    """Whether a function transform or forward-mode differentiation is going on: these pass by."""
+    return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
 
 
 class Slot:
@@ -21,7 +28,8 @@ class Slot:
 
     Args:
         tapped: the layer that owns the parameter.
-        name: of the parameter in the layer; ``label`` is its path.
+        name: of the parameter in the layer; ``label`` is its path. ``spoilt``: in the present call it was written to,
+            or random numbers were drawn for it.
         holder, key: the module that holds it, and its name there; under FSDP2 that is the gathered one at times.
         parameter: the optimizer's own.
     """
@@ -32,6 +40,7 @@ class Slot:
         self.holder, self.key, self.parameter = holder, key, parameter
         self.gate: Tensor | None = None
         self._made_for: tuple[object, ...] = ()
+        self.spoilt = False
 
     @property
     def shape(self) -> torch.Size:
@@ -65,7 +74,7 @@ class TappedLayer:
 
     def __init__(self, shared: Shared, path: str, module: nn.Module, handler: Handler) -> None:
         self.shared, self.module, self.handler = shared, module, handler
-        self.prefix, self.path = path, path or type(module).__name__
+        self.prefix, self.path, self.number = path, path or type(module).__name__, next(_NUMBERS)
         self.slots: dict[str, Slot] = {}
         self.adjacent = False
         # Modules without others inside are run again by sample: any operation will do then, with a rule or not.
@@ -99,10 +108,9 @@ class TappedLayer:
         """The layer itself."""
         return self
 
-    @cached_property
-    def buffers(self) -> list[Tensor]:
-        """What is the same for all samples."""
-        return list(self.module.buffers())
+    def is_buffer(self, tensor: Tensor) -> bool:
+        """Whether a tensor is one of the module, and so the same for all samples."""
+        return any(tensor is buffer for buffer in self.module.buffers())
 
     def refuses(self, names: Sequence[str]) -> str | None:
         """Why samples cannot be told apart at all, or ``None``."""
@@ -148,7 +156,7 @@ class TappedLayer:
         names, compiling = self.names(), torch.compiler.is_compiling()
         if compiling and (not self.handler.exact or not names):
             return None
-        if not compiling and torch._C._are_functorch_transforms_active():
+        if not compiling and transformed():
             return None
         if not names and self.handler.refuses(self.module, names) is None:
             return None

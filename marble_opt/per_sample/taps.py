@@ -10,7 +10,7 @@ from torch.autograd.function import FunctionCtx
 from .layers.base import NotPerSampleError
 
 if TYPE_CHECKING:
-    from .collection import Collection
+    from .collection import RowCollection
     from .tapped_layer import Slot, TappedLayer
 
 # Columns of the weights that compiled layers read; a larger batch takes the loop once and makes it wider.
@@ -74,7 +74,7 @@ class Tap(torch.autograd.Function):
         return (None, None, None, None, grads[0], *[None] * ctx.saved)
 
 
-def _collect(ctx: Any, grad: Tensor, collection: "Collection") -> None:
+def _collect(ctx: Any, grad: Tensor, collection: "RowCollection") -> None:
     tapped: Tapped = ctx.tapped
     names = collection.names(tapped, ctx.names)
     weights = collection.columns(tapped, names, grad.shape[0], grad.device) if names else None
@@ -89,7 +89,7 @@ def _collect(ctx: Any, grad: Tensor, collection: "Collection") -> None:
         return
     collection.precisions |= {grad.dtype, *(tensor.dtype for tensor in saved if tensor.is_floating_point())}
     if not grad.shape[0]:
-        rows = {name: tapped.zero_rows(name, len(weights)) for name in names}
+        rows = {name: tapped.zero_rows(name, len(weights)).to(grad.device) for name in names}
     else:
         try:
             rows = tapped.contract(names, saved, ctx.other, grad, weights)
@@ -162,7 +162,7 @@ class Shared:
 
     def __init__(self, rewards: int) -> None:
         self.rewards, self.capacity, self.precision = rewards, CAPACITY, torch.float32
-        self.collection: Collection | None = None
+        self.collection: RowCollection | None = None
         self.markers: dict[torch.device, Tensor] = {}
         self.tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 

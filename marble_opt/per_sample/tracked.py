@@ -1,14 +1,14 @@
 """Parameters that a module uses itself, followed from operation to operation until they meet samples."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils import _pytree as pytree
 
-from .recipe import Leaf, Recipe, Step
+from .recipe import Leaf, Recipe, Step, slots_of
 
 if TYPE_CHECKING:
     from .tapped_layer import Slot, TappedLayer
@@ -45,6 +45,11 @@ class Tracked(Tensor):
             tracked = [each for each in tensors if isinstance(each, Tracked)]
             if not tracked:
                 return func(*args, **kwargs)
+            if _spoils(func, kwargs):
+                # What is made of these parameters from here on cannot be followed again.
+                for slot in (slot for each in tracked for slot in slots_of(each.recipe)):
+                    slot.spoilt = True
+                return func(*args, **kwargs)
             first = tracked[0]
             if all(isinstance(each, Tracked) or _constant(each, first.layer) for each in tensors):
                 return _note(func, args, kwargs, first)
@@ -71,11 +76,36 @@ def _note(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, 
 def _track(tensor: Tensor, layer: "TappedLayer", recipe: Recipe, hooks: object) -> Tracked:
     if not tensor.is_floating_point():
         return tensor  # type: ignore[return-value]
-    tracked = tensor.as_subclass(Tracked)
+    if isinstance(tensor, Parameter):
+        tracked = tensor.as_subclass(Tracked)
+    else:
+        # A result is no one else's, and an alias of it might be a view that must not be written to.
+        tensor.__class__ = Tracked
+        tracked = cast(Tracked, tensor)
     tracked.layer, tracked.recipe, tracked.hooks = layer, recipe, hooks
     return tracked
 
 
+def _spoils(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operation writes to an operand, or draws random numbers."""
+    name = getattr(func, "__name__", "")
+    if name in _RANDOM:
+        return bool(kwargs.get("training", True))
+    in_place = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+    return in_place or name in _IN_PLACE or kwargs.get("out") is not None
+
+
+_RANDOM = (
+    "dropout",
+    "alpha_dropout",
+    "feature_dropout",
+    "bernoulli",
+    "rand_like",
+    "randn_like",
+    "multinomial",
+    "normal",
+)
+_IN_PLACE = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__iand__", "__ior__")
 _DETACHING = (Tensor.detach, torch.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
 
 
@@ -83,7 +113,7 @@ def _constant(tensor: Tensor, layer: "TappedLayer") -> bool:
     """Whether a tensor is the same for all samples: a number, or a frozen weight or buffer of the module."""
     if tensor.dim() == 0 or (isinstance(tensor, Parameter) and not tensor.requires_grad):
         return not tensor.requires_grad
-    return any(tensor is buffer for buffer in layer.buffers)
+    return not tensor.requires_grad and layer.is_buffer(tensor)
 
 
 def saving_hooks() -> object:
@@ -101,6 +131,7 @@ def swap(layer: "TappedLayer") -> None:
         parameter = slot.holder._parameters[slot.key]
         assert parameter is not None
         places.append((slot, parameter))
+        slot.spoilt = False
         slot.holder._parameters[slot.key] = Tracked.of(layer, name, parameter)  # type: ignore[assignment]
     layer.swapped.append(places)
 

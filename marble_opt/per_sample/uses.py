@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .layers.base import mix, mix_products, wide
+from .layers.base import NotPerSampleError, mix, mix_products, wide
 from .recipe import pull_back, slots_of
 from .taps import Tap
 
@@ -33,6 +33,7 @@ class Use:
         self.recipes = [operand.recipe for operand in operands]
         self.shapes = [operand.shape for operand in operands]
         self.contraction = contraction
+        self.spoilt = any(slot.spoilt for recipe in self.recipes for slot in slots_of(recipe))
 
     def tap(self, output: Tensor, saved: Sequence[Tensor]) -> Tensor:
         """The output of the operation, passed through the identity."""
@@ -64,6 +65,8 @@ class Use:
         self, names: Sequence[str], saved: list[Tensor], other: Any, grad: Tensor, weights: Tensor
     ) -> dict[str, Tensor]:
         """Rows of the operands."""
+        if self.spoilt:
+            raise NotPerSampleError("it writes to its parameters or draws random numbers for them")
         dtype = torch.promote_types(grad.dtype, torch.float32)
         found = self.contraction(saved, grad, weights)
         return {str(index): rows.to(dtype) for index, rows in enumerate(found)}

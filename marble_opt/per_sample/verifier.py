@@ -4,6 +4,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torch.utils.weak import WeakIdRef
 
 from ..separable import SeparableLoss
 from .comparison import Verdict
@@ -11,7 +12,7 @@ from .graph_walk import Graph
 from .tapped_layer import Slot, TappedLayer
 
 if TYPE_CHECKING:
-    from .collection import Collection as Rows
+    from .collection import RowCollection
 
 # What goes wrong later mostly does so soon.
 EARLY = (1, 2, 4, 8, 16, 32)
@@ -56,23 +57,30 @@ class Verifier:
     def learn(
         self,
         verdicts: Mapping[Tensor, Verdict],
-        expected: Mapping[Tensor, Tensor | None],
         keys: Mapping[Tensor, Hashable],
         slots: Mapping[Tensor, Sequence[Slot]],
         graph: Graph,
-        rows: "Rows",
+        rows: "RowCollection",
     ) -> dict[Tensor, str]:
         """Remember the verdicts; returns the parameters whose rows must not be used now, with the reason."""
         refused: dict[Tensor, str] = {}
+        for parameter, verdict in verdicts.items():
+            if verdict == Verdict.RIGHT:
+                self.verified.add(keys[parameter])
+        for parameter, verdict in verdicts.items():
+            # Such as the bias of attention's keys: its layer is known to be read rightly.
+            if verdict in (Verdict.NOISE, Verdict.BLURRED) and self._verified_beside(parameter, keys, slots):
+                self.verified.add(keys[parameter])
+        verdicts = {
+            p: Verdict.WRONG if verdict == Verdict.BLURRED and keys[p] not in self.verified else verdict
+            for p, verdict in verdicts.items()
+        }
         wrong = [parameter for parameter, verdict in verdicts.items() if verdict == Verdict.WRONG]
         blamed = {slot.tapped: parameter in rows.reached for parameter in wrong for slot in slots.get(parameter, ())}
         for parameter, verdict in verdicts.items():
             key = keys[parameter]
-            if verdict == Verdict.RIGHT:
-                self.verified.add(key)
-            elif verdict == Verdict.ZERO:
-                # Without a slot nothing would tell that it is zero no more.
-                if key not in self.verified and (parameter in slots or expected[parameter] is None):
+            if verdict == Verdict.ZERO:
+                if key not in self.verified:
                     self.dormant.add(key)
             elif verdict == Verdict.NOT_FINITE:
                 if key not in self.verified:
@@ -89,12 +97,9 @@ class Verifier:
             if tapped.read_otherwise(read and _repeated(tapped, graph, rows.batch))
         }
         for parameter in wrong:
-            if any(slot.tapped in turned for slot in slots.get(parameter, ())):
+            # That rows have been wrong is always told.
+            if refused[parameter] != NO_MORE and any(slot.tapped in turned for slot in slots.get(parameter, ())):
                 refused[parameter] = TURNED
-        for parameter, verdict in verdicts.items():
-            if verdict == Verdict.NOISE and self._verified_beside(parameter, keys, slots):
-                # Such as the bias of attention's keys: its layer is known to be read rightly.
-                self.verified.add(keys[parameter])
         return refused
 
     def _verified_beside(
@@ -115,12 +120,12 @@ def layout_keys(
     """
     batch, shape = len(loss.prediction), tuple(loss.prediction.shape[1:])
     keys: dict[Tensor, Hashable] = {}
-    for index, parameter in enumerate(parameters):
-        places: list[Hashable] = [index]
+    for parameter in parameters:
+        places: list[Hashable] = [WeakIdRef(parameter)]
         for slot in slots.get(parameter, ()):
             calls = graph.calls.get(slot.tapped)
             layout: Hashable = shape if calls is None else frozenset(_repeats(rows, batch) for rows in calls)
-            places.append((slot.label, layout, slot.tapped.adjacent, slot.tapped.tracking))
+            places.append((slot.tapped.number, slot.name, layout, slot.tapped.adjacent, slot.tapped.tracking))
         keys[parameter] = (*places, batch > 1)
     return keys
 

@@ -85,6 +85,8 @@ class GenericHandler(Handler):
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            if "saved tensor hooks" in str(error):
+                raise NotPerSampleError("a checkpoint inside its call uses them: checkpoint a child module") from error
             raise NotPerSampleError(str(error).partition("\n")[0]) from error
         return {name: mix(weights, wide(gradient)) for name, gradient in per_row.items()}
 
