@@ -18,6 +18,7 @@ from marble_opt.per_sample.tracked import Tracked
 from row_cases import REWARDS, one_term
 
 LATE = 3
+pytestmark = pytest.mark.filterwarnings("ignore:these parameters get no rows")
 
 
 class Late(nn.Module):

@@ -66,7 +66,10 @@ def compare(
     present = torch.cat([each[torch.isfinite(each) & (each > 0)] for each in (size, found)])
     usual = present.square().mean().sqrt() if len(present) else torch.zeros(()).double()
     noise = _NOISE * torch.finfo(precision).eps * usual
-    hidden = Verdict.NOISE if torch.finfo(precision).bits > 16 else Verdict.BLURRED
+    # In half precision only what is small on both sides.
+    half = torch.finfo(precision).bits <= 16
+    small = torch.maximum(size, found) <= noise / 4
+    hidden = torch.where(small, Verdict.BLURRED, Verdict.WRONG) if half else Verdict.NOISE
     alike = (difference <= _ALIKE * size) & (difference <= _ROUNDED / _NOISE * noise)
     verdicts = torch.where(
         alike | (difference <= TOLERANCE[precision] * size),
