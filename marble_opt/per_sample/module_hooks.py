@@ -200,6 +200,9 @@ class _Hook:
 class _RootHook(_Hook):
     def __call__(self, module: nn.Module, args: Any) -> None:
         if not torch.compiler.is_compiling() and self.watched is not None and _recording():
+            if torch._C._current_graph_task_id() == -1:
+                for tapped in self.watched.layers.values():
+                    tapped.switch()
             self.watched.attach()
 
 

@@ -80,7 +80,7 @@ class TappedLayer:
         # Modules without others inside are run again by sample: any operation will do then, with a rule or not.
         self.tracking = not handler.exact and bool(module._modules)
         self._ways = 1 if handler.exact else 2
-        self.called = False
+        self.called = self.switching = False
         self.swapped: list[list[tuple[Slot, nn.Parameter]]] = []
         self._flags: dict[torch.device, Tensor] = {}
 
@@ -95,7 +95,8 @@ class TappedLayer:
             and self._ways > 1
             and (not self.tracking or sum(1 for _ in self.module.modules()) <= _REPLAYED_MODULES)
         ):
-            self.tracking, self.adjacent = not self.tracking, False
+            # From the next forward on: a checkpoint of this one must be run again as it was.
+            self.switching, self.adjacent = True, False
             self._ways -= 1
         else:
             return False
@@ -107,6 +108,11 @@ class TappedLayer:
     def layer(self) -> "TappedLayer":
         """The layer itself."""
         return self
+
+    def switch(self) -> None:
+        """Between a backward and the next forward: follow operations instead of calls, or calls instead of them."""
+        if self.switching:
+            self.tracking, self.switching = not self.tracking, False
 
     def is_buffer(self, tensor: Tensor) -> bool:
         """Whether a tensor is one of the module, and so the same for all samples."""
