@@ -44,9 +44,9 @@ class Late(nn.Module):
         if self.way == "random":
             return h * self.e * (1 + 0.1 * torch.randn_like(h)) if self.late else h * self.e
         if self.way == "in place":
-            w = self.b.weight[None, 0] + self.e
+            w = self.e * self.e
             if self.late:
-                w *= self.mask[0] * 2
+                w *= 2 * self.mask[0]
             return h * w
         assert self.way == "reentrant"
         y: Tensor = checkpoint(self.part, h, use_reentrant=True)  # type: ignore[assignment]
@@ -70,6 +70,44 @@ def test_rows_that_do_not_come(way: str) -> None:
         rows = {**found.blocks, **exact}
         for parameter, block in expected.items():
             assert error(rows.get(parameter, torch.zeros_like(block)), block) < 1e-9
+
+
+@pytest.mark.parametrize("way", ["parameter", "functional", "some samples", "in place"])
+def test_rows_of_earlier_micro_steps_stay(way: str) -> None:
+    """What begins in the second micro-step of a step takes nothing from the first."""
+    model = Late(way).double()
+    opt = Marble(torch.optim.SGD(model.parameters(), lr=0.0), REWARDS, model=model)
+    opt.watch(model, verify_every=None)
+    for step in range(LATE + 1):
+        expected = {parameter: torch.zeros(()) for parameter in trained(model)}
+        for micro in range(2):
+            model.late = step == LATE and micro == 1
+            loss = one_term(model(torch.randn(4, 3).double()), 2 * step + micro)
+            expected = {parameter: expected[parameter] + rows for parameter, rows in loop(loss, [*expected]).items()}
+            opt.backward(loss)
+        blocks = opt._collector.bank.blocks
+        for parameter, block in expected.items():
+            assert error(blocks.get(parameter, torch.zeros_like(block)), block) < 1e-9
+        opt.step()
+        opt.zero_grad()
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_patched_forward_is_compared_again(deep: bool) -> None:
+    """Of a layer, or of a module around it that has no parameters of its own."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.Tanh())).double()
+    engine = RowEngine(model, 3)
+    patched = model[1][0] if deep else model[1]
+    forward = type(patched).forward
+    for step in range(8):
+        if step == 6:
+            patched.forward = lambda x: forward(patched, x) + x.mean(0, keepdim=True).square()
+        loss = make_loss(model(torch.randn(4, 3).double()), seed=step)
+        expected = loop(loss, trained(model))
+        found = engine.gradients(loss, trained(model), retain_graph=True)
+        for parameter in found.blocks:
+            assert error(found.blocks[parameter], expected[parameter]) < 1e-9
+        assert found.checks or step not in (0, 1, 2, 4, 6)
 
 
 def test_rows_that_do_not_come_of_a_reentrant_checkpoint() -> None:

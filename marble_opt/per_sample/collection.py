@@ -20,8 +20,8 @@ DIFFERS = "its rows differ from its ordinary gradient"
 class RowCollection:
     """Takes the rows that taps and gates hand over during the passes of one :class:`SeparableLoss`.
 
-    Rows are added to ``store`` at once. Those that are to be judged can be taken back as long as the step had nothing
-    of their parameter before; if it had, they are kept apart.
+    Rows are added to ``store`` at once. Those that may be refused can be taken back as long as the step had nothing of
+    their parameter before; if it had, they are kept apart, so that what earlier micro-steps gave stays.
 
     Args:
         store: where the rows go.
@@ -29,6 +29,7 @@ class RowCollection:
         offered: the rewards with a loss.
         wanted: the parameters to collect for.
         judged: those whose row of the check weights is kept.
+        unsure: those whose rows may turn out to be incomplete.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class RowCollection:
         offered: Sequence[int],
         wanted: Collection[Tensor],
         judged: Collection[Tensor],
+        unsure: Collection[Tensor] = (),
     ) -> None:
         self.store, self.batch, self.offered = store, batch, list(offered)
         self.wanted, self.judged = set(wanted), set(judged)
@@ -49,7 +51,7 @@ class RowCollection:
         # Parameters that rows came of, and those that a plain backward left a gradient on.
         self.reached: set[Tensor] = set()
         self.touched: set[Tensor] = set()
-        self._apart: dict[Tensor, Tensor | None] = {p: None for p in self.judged if store.has(p)}
+        self._apart: dict[Tensor, Tensor | None] = {p: None for p in {*judged, *unsure} if store.has(p)}
         self._columns: dict[tuple[torch.device, int, bool], Tensor] = {}
         store.offer(self.offered)
         store.reserve([parameter for parameter in wanted if not store.has(parameter)])
@@ -127,7 +129,7 @@ class RowCollection:
         """The rows must not be used."""
         if parameter in self._apart:
             del self._apart[parameter]
-        else:
+        elif parameter in self.reached:
             self.store.take_back(parameter)
 
 

@@ -144,9 +144,9 @@ class RowEngine:
         """
         flows, weights = self._flows(loss, plan, scale, group)
         collected = [parameter for parameter in plan.wanted if parameter not in plan.condemned]
-        rows = RowCollection(store, len(loss.prediction), offered, collected, plan.judged)
+        rows = RowCollection(store, len(loss.prediction), offered, collected, plan.judged, plan.unsure)
         # Whether zero rows have stayed zero and all have come shows after the passes only; comparing needs the graph.
-        keep = bool(retain_graph or plan.judged or plan.condemned or plan.graph.unsure or plan.graph.hiding)
+        keep = bool(retain_graph or plan.judged or plan.condemned or plan.unsure)
         passes = self._run(loss, plan, rows, flows, weights, keep)
         awake, suspects = self._look(rows, plan, group) if flows else (False, set())
         if suspects and not keep:
@@ -167,7 +167,7 @@ class RowEngine:
             # In the order of all ranks.
             if parameter in refused:
                 rows.reject(parameter)
-            elif parameter in plan.judged:
+            else:
                 rows.accept(parameter)
         uncovered = {p: (plan.condemned | refused)[p] for p in plan.wanted if p in plan.condemned or p in refused}
         reasons = self.tell(uncovered)

@@ -22,16 +22,14 @@ class Graph:
     """What was found.
 
     ``calls``: layer → the sizes of the leading dimension that it was called with, for the layers of one engine that
-    neither a reentrant checkpoint nor a compiled region hides; ``hiding``: there is a reentrant checkpoint, which
-    refuses ``torch.autograd.grad``; ``leaves``: what the graph reaches; ``unsure``: there are calls whose rows may be
-    missing though those of earlier ones were there; ``compiled``: there is a compiled region; ``precisions``: the
-    dtypes that casts lead from and to.
+    neither a reentrant checkpoint nor a compiled region hides; ``leaves``: what the graph reaches; ``hiding``: there is
+    a reentrant checkpoint, which refuses ``torch.autograd.grad``; ``compiled``: there is a compiled region;
+    ``precisions``: the dtypes that casts lead from and to.
     """
 
     calls: dict[TappedLayer, set[int]] = field(default_factory=dict)
     leaves: set[Tensor] = field(default_factory=set)
     hiding: bool = False
-    unsure: bool = False
     compiled: bool = False
     precisions: set[torch.dtype] = field(default_factory=set)
 
@@ -56,7 +54,6 @@ def walk(starts: Collection[Tensor], shared: Shared | None = None, clear: Tensor
             tapped = getattr(node, "tapped", None)
             if tapped is not None and tapped.shared is shared:
                 graph.calls.setdefault(tapped.layer, set()).add(node.rows)  # type: ignore[attr-defined]
-                graph.unsure |= not tapped.layer.handler.exact
         elif kind == _LEAF:
             graph.leaves.add(node.variable)  # type: ignore[attr-defined]
         elif kind == _HIDING:

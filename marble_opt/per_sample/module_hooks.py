@@ -97,13 +97,9 @@ class ModuleHooks:
         return found
 
     def conduct(self) -> int:
-        """A number that changes when hooks or the train mode of a module do."""
+        """A number that changes when modules, their hooks, their train mode or a forward that was put on one do."""
         modules = [module for root in self.roots for module in root.modules()]
-        return hash(
-            tuple(
-                (m.training, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in modules
-            )
-        )
+        return hash(tuple((id(m), m.training, *map(len, _hooks_of(m)), id(vars(m).get("forward"))) for m in modules))
 
     def close(self) -> None:
         """Remove all hooks."""

@@ -21,8 +21,8 @@ class Plan:
 
     ``condemned``: parameters that will get no rows, with the reason; ``judged``: those whose rows are not to be taken
     as they come, all of them if ``everything``; ``unknown``: whether some were never compared, with zero either;
-    ``present``: those that the graph reaches, as far as it shows; ``leaves``: what a plain backward may touch, where
-    one is needed.
+    ``unsure``: those whose rows may be incomplete though they were right before; ``present``: those that the graph
+    reaches, as far as it shows; ``leaves``: what a plain backward may touch, where one is needed.
     """
 
     wanted: list[Tensor]
@@ -33,6 +33,7 @@ class Plan:
     judged: set[Tensor]
     everything: bool
     unknown: bool
+    unsure: set[Tensor]
     present: set[Tensor]
     sharded: bool
     leaves: set[Tensor] = field(default_factory=set)
@@ -67,6 +68,7 @@ def make_plan(
         for parameter, key in keys.items()
         if key not in verifier.verified and (graph.hiding or parameter in present or key not in verifier.dormant)
     }
+    unsure = {p for p in wanted if graph.hiding or any(not slot.tapped.handler.exact for slot in slots.get(p, ()))}
     if first:
         verifier.count(hooks.conduct())
     everything = verifier.due
@@ -80,4 +82,4 @@ def make_plan(
         judged = {parameter for parameter, each in zip(wanted, flags[len(wanted) :], strict=False) if each}
         everything, unknown = flags[-2:]
     judged = (set(wanted) if everything else judged) - set(condemned)
-    return Plan(wanted, slots, graph, keys, condemned, judged, everything, unknown, present, sharded)
+    return Plan(wanted, slots, graph, keys, condemned, judged, everything, unknown, unsure, present, sharded)
